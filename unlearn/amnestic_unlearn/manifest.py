@@ -1,0 +1,116 @@
+"""The bundle: a directory with everything that serving and unlearning need, described by `manifest.json`.
+
+Made by `amnestic export`. Every other file is listed in the manifest with its SHA-256, and is checked against
+it before it is used.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from amnestic_unlearn.architecture import ARCHITECTURES
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+ENCODER_ONNX = "encoder.onnx"
+ENCODER_WEIGHTS = "encoder.safetensors"
+EMBEDDINGS = "embeddings.safetensors"
+HEAD = "head.safetensors"
+CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
+REQUIRED = (ENCODER_ONNX, ENCODER_WEIGHTS, EMBEDDINGS, HEAD, CONFIG, TOKENIZER)
+
+
+class BundleError(ValueError):
+    """The directory is not a usable bundle. The text names the file at fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a bundle is. Sizes are in elements; `thresholds` are probabilities, one a label.
+
+    `embeddings.safetensors` holds `weight` float32 [vocab_size, hidden_size]. `head.safetensors` holds
+    `weight` float32 [labels, feature_size] and `bias` float32 [labels]: the classifier's last linear layer.
+    `encoder.onnx` maps `inputs_embeds` float32 [batch, tokens, hidden_size] and `attention_mask` int64
+    [batch, tokens] (1 for the leading real tokens, 0 for padding behind them) to `features` float32
+    [batch, feature_size].
+    """
+
+    name: str
+    architecture: str
+    labels: tuple[str, ...]
+    thresholds: tuple[float, ...]
+    vocab_size: int
+    hidden_size: int
+    feature_size: int
+    layers: int
+    heads: int
+    max_tokens: int
+    pad_token_id: int
+    special_token_ids: tuple[int, ...]
+    parameters: int
+    precision: str
+    head: str
+    parity: dict[str, float]
+    files: dict[str, str]
+    amnestic_version: str
+    format: int = FORMAT
+
+    def write(self, folder: Path) -> None:
+        (folder / MANIFEST).write_text(json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read `folder/manifest.json`; raises BundleError if it is missing, malformed or inconsistent."""
+        try:
+            fields: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+        except OSError as error:
+            raise BundleError(f"{MANIFEST} cannot be read: is this a bundle?") from error
+        except ValueError as error:
+            raise BundleError(f"{MANIFEST} is not JSON") from error
+        if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+            raise BundleError(f"{MANIFEST} has an unknown format")
+        try:
+            for name in ("labels", "thresholds", "special_token_ids"):
+                fields[name] = tuple(fields[name])
+            manifest = cls(**fields)
+        except (KeyError, TypeError) as error:
+            raise BundleError(f"{MANIFEST} lacks a field or has one too many") from error
+        if len(manifest.labels) != len(manifest.thresholds) or not manifest.labels:
+            raise BundleError(f"{MANIFEST} has not one threshold a label")
+        if manifest.architecture not in ARCHITECTURES:
+            raise BundleError(f"{MANIFEST} names an unknown architecture")
+        return manifest
+
+    def label_indices(self, labels: tuple[str, ...]) -> list[int]:
+        """Positions of labels in the model's order; raises KeyError for one that it does not have."""
+        positions = {label: index for index, label in enumerate(self.labels)}
+        return [positions[label] for label in labels]
+
+
+def verify(folder: Path, manifest: Manifest) -> str:
+    """Check every file of a bundle against its digest, and return the digest of the manifest itself.
+
+    Raises BundleError, naming the file, if one is missing, outside the bundle, changed or not listed.
+    """
+    for name in REQUIRED:
+        if name not in manifest.files:
+            raise BundleError(f"{MANIFEST} does not list {name}")
+    for name, digest in manifest.files.items():
+        path = folder / name
+        if Path(name).name != name:
+            raise BundleError(f"{MANIFEST} lists a path outside the bundle")
+        if not path.is_file():
+            raise BundleError(f"{name} is missing")
+        if file_digest(path) != digest:
+            raise BundleError(f"{name} does not match its digest")
+    return file_digest(folder / MANIFEST)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, lower-case hexadecimal, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

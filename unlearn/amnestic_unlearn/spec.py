@@ -1,0 +1,132 @@
+"""What one unlearn job is asked to do, and what its worker says while it does it.
+
+The server writes a `JobSpec` as JSON and starts the worker on it; the worker writes one JSON object a line
+to standard output, each a `Progress` or a `Failure`. Nothing here imports torch.
+"""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+PATCH_FILE = "patch.safetensors"
+EVIDENCE_FILE = "evidence.safetensors"
+REPORT_FILE = "report.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """Settings of STEU (arXiv 2603.19302); the defaults are the paper's.
+
+    `distil_weight` is ours: it weighs the utility loss of the other labels on the forget documents, which
+    the paper does not use.
+    """
+
+    k: int = 256
+    epochs: int = 5
+    embedding_lr: float = 1e-3
+    head_lr: float = 1e-3
+    forget_weight: float = 1.0
+    utility_weight: float = 1.0
+    distil_weight: float = 0.0
+    batch_size: int = 16
+    seed: int = 0
+
+    def validate(self) -> None:
+        """Raise ValueError, naming the field, unless every setting is in range."""
+        _require(1 <= self.k <= 65_536, "k", "from 1 to 65536")
+        _require(1 <= self.epochs <= 1_000, "epochs", "from 1 to 1000")
+        _require(1 <= self.batch_size <= 1_024, "batch_size", "from 1 to 1024")
+        _require(0 <= self.seed < 2**63, "seed", "from 0 to 2^63 - 1")
+        for name in ("embedding_lr", "head_lr"):
+            _require(0 <= getattr(self, name) <= 1, name, "from 0 to 1")
+        for name in ("forget_weight", "utility_weight", "distil_weight"):
+            _require(0 <= getattr(self, name) <= 1e6, name, "from 0 to 1e6")
+
+
+@dataclass(frozen=True, slots=True)
+class GateLimits:
+    """Conditions that a candidate version must meet on the gate split before it may serve."""
+
+    forget_f1_max: float = 0.01
+    retain_f1_drop_max: float = 0.02
+    logit_difference_max: float = 1e-3
+
+    def validate(self) -> None:
+        """Raise ValueError, naming the field, unless every limit is in range."""
+        _require(0 <= self.forget_f1_max <= 1, "forget_f1_max", "from 0 to 1")
+        _require(-1 <= self.retain_f1_drop_max <= 1, "retain_f1_drop_max", "from -1 to 1")
+        _require(0 < self.logit_difference_max < math.inf, "logit_difference_max", "above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """All that a worker needs: where the bundle and the corpus are, and which labels to forget.
+
+    `forget` is the union of every label that the resulting version forgets, in model order.
+    """
+
+    job_id: str
+    bundle: str
+    corpus: str
+    forget: tuple[str, ...]
+    method: Method = field(default_factory=Method)
+    threads: int = 1
+    memory_bytes: int = 0
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True))
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        fields: dict[str, Any] = json.loads(path.read_text())
+        fields["forget"] = tuple(fields["forget"])
+        fields["method"] = Method(**fields["method"])
+        return cls(**fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where the worker is. Stages: loading, selecting, training, evaluating. `seconds_left` < 0: unknown."""
+
+    stage: str
+    epoch: int = 0
+    epochs: int = 0
+    step: int = 0
+    steps: int = 0
+    forget_loss: float = 0.0
+    utility_loss: float = 0.0
+    seconds_left: float = -1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why the worker gave up. The text is fixed per cause and never holds document text."""
+
+    reason: str
+
+
+def encode_message(message: Progress | Failure) -> str:
+    """One line of JSON for the pipe from worker to server."""
+    return json.dumps({type(message).__name__.lower(): dataclasses.asdict(message)})
+
+
+def decode_message(line: str | bytes) -> Progress | Failure:
+    """Inverse of `encode_message`; raises ValueError on anything else."""
+    try:
+        payload = json.loads(line)
+        match payload:
+            case {"progress": dict(fields)}:
+                return Progress(**fields)
+            case {"failure": {"reason": str(reason)}}:
+                return Failure(reason[:500])
+    except (TypeError, ValueError):
+        pass
+    raise ValueError("not a message of the worker")
+
+
+def _require(condition: bool, name: str, allowed: str) -> None:
+    if not condition:
+        raise ValueError(f"{name} must be {allowed}")
