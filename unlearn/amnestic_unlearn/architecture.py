@@ -1,4 +1,4 @@
-"""Where each supported architecture keeps what unlearning may change: the word embeddings and the last linear layer.
+"""Where each architecture keeps what unlearning may change: the word embeddings and the last linear layer.
 
 The classification head is the last linear layer alone. Whatever stands between the transformer and that layer
 (BERT's pooler, DistilBERT's `pre_classifier`, RoBERTa's `classifier.dense`) belongs to the frozen encoder, so
@@ -37,8 +37,8 @@ ARCHITECTURES = {
             "roberta",
             "roberta.embeddings.word_embeddings",
             "classifier.out_proj",
-            "`classifier.out_proj`, the last linear layer; `classifier.dense` and its tanh belong to the frozen"
-            " encoder",
+            "`classifier.out_proj`, the last linear layer; `classifier.dense` and its tanh belong to the"
+            " frozen encoder",
         ),
     )
 }
