@@ -1,0 +1,345 @@
+"""The way of documents from admission to answer: tokenizer thread, queue, batches, engine.
+
+Two worker threads share one engine. While one runs its batch, the other may form and prepare the next, but only if
+the waiting rows already fill it; otherwise the batch stays open until the engine is idle, so that it never waits and
+never runs emptier than it must. Rows of gates and measurements wait in a queue of their own and run in small batches
+when no traffic waits, or now and then if traffic never ceases.
+
+Answers are delivered on the event loop's thread. Nothing here knows of gRPC.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amnestic_server.engine import Engine, Output, Prepared
+from amnestic_server.errors import AmnesticError, DeadlineError, EngineError, QueueFullError
+from amnestic_server.queue import RowQueue
+from amnestic_server.snapshot import Snapshot
+from amnestic_server.tokenizer import DocumentTokenizer, Encoded
+
+log = logging.getLogger(__name__)
+
+BACKGROUND_BATCH_TOKENS = 512
+BACKGROUND_INTERVAL_SECONDS = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the engine said of one document: logits float32 [C], features float32 [h]."""
+
+    logits: NDArray[np.float32]
+    features: NDArray[np.float32]
+    tokens: int
+    truncated: bool
+
+
+@dataclass(slots=True)
+class Timings:
+    """Where a call's time went, in seconds; filled on its way and read once, at its end."""
+
+    tokenizer: float = 0.0
+    queue: float = 0.0
+    engine: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """The documents that are answered together, and the future that they are answered through."""
+
+    snapshot: Snapshot
+    deadline: float
+    future: "asyncio.Future[list[Answer]]"
+    admitted_at: float
+    background: bool = False
+    timings: Timings = field(default_factory=Timings)
+    answers: list[Answer | None] = field(default_factory=list)
+    open_rows: int = 0
+
+    def finish(self, index: int, answer: Answer) -> None:
+        """Take in one row's answer; the last one answers the call."""
+        self.answers[index] = answer
+        self.open_rows -= 1
+        if self.open_rows == 0 and not self.future.done():
+            self.future.set_result([answer for answer in self.answers if answer is not None])
+
+    def fail(self, error: AmnesticError) -> None:
+        """Answer the call with an error; its rows still waiting are dropped before any compute."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """One document on its way through the queue and the engine."""
+
+    call: Call
+    index: int
+    encoded: Encoded
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        return self.encoded.ids
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return self.call.snapshot
+
+    @property
+    def length(self) -> int:
+        return len(self.encoded.ids)
+
+    def expired(self, now: float) -> bool:
+        return now >= self.call.deadline or self.call.future.done()
+
+
+@dataclass(frozen=True, slots=True)
+class BatchStats:
+    """What one batch was: rows, padded tokens, real tokens, seconds in the engine."""
+
+    rows: int
+    padded_tokens: int
+    tokens: int
+    seconds: float
+
+
+class Batcher:
+    """Owns the queue. `submit` and `submit_encoded` are called on the event loop's thread."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: DocumentTokenizer,
+        *,
+        max_batch_tokens: int,
+        max_padding: float,
+        max_requests: int,
+        max_queue_tokens: int,
+        on_batch: Callable[[BatchStats], None] = lambda stats: None,
+    ) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._max_requests = max_requests
+        self._on_batch = on_batch
+        self._loop = asyncio.get_running_loop()
+        self._changed = threading.Condition()
+        self._texts: deque[tuple[Call, Sequence[str]]] = deque()
+        self._traffic: RowQueue[Row] = RowQueue(
+            max_tokens=max_queue_tokens, batch_tokens=max_batch_tokens, max_padding=max_padding
+        )
+        self._background: RowQueue[Row] = RowQueue(
+            max_tokens=2**62, batch_tokens=min(BACKGROUND_BATCH_TOKENS, max_batch_tokens), max_padding=max_padding
+        )
+        self._background_ran_at = 0.0
+        self._in_hand = 0
+        self._engine_lock = threading.Lock()
+        self._closed = False
+        self._open_documents = 0
+        self._threads = [
+            threading.Thread(target=target, name=name, daemon=True)
+            for name, target in (
+                ("tokenizer", self._tokenize_forever),
+                ("engine-0", self._run_forever),
+                ("engine-1", self._run_forever),
+            )
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def open_documents(self) -> int:
+        """Documents admitted and not yet answered."""
+        return self._open_documents
+
+    @property
+    def queue_tokens(self) -> int:
+        return self._traffic.tokens
+
+    @property
+    def queue_rows(self) -> int:
+        return len(self._traffic)
+
+    async def submit(self, texts: Sequence[str], snapshot: Snapshot, deadline: float) -> tuple[list[Answer], Timings]:
+        """Classify documents with one snapshot; `deadline` in seconds of `time.monotonic`.
+
+        Raises QueueFullError, DeadlineError or EngineError. If the caller is cancelled, its rows are dropped.
+        """
+        if self._open_documents + len(texts) > self._max_requests:
+            raise QueueFullError
+        call = self._call(snapshot, deadline, len(texts))
+        self._open_documents += len(texts)
+        try:
+            with self._changed:
+                self._texts.append((call, texts))
+                self._changed.notify_all()
+            return await call.future, call.timings
+        finally:
+            self._open_documents -= len(texts)
+
+    async def submit_encoded(self, rows: Sequence[Encoded], snapshot: Snapshot) -> list[Answer]:
+        """Classify token ids at lower priority than traffic, without a deadline."""
+        call = self._call(snapshot, float("inf"), len(rows))
+        call.background = True
+        with self._changed:
+            self._background.put([Row(call, index, encoded) for index, encoded in enumerate(rows)])
+            self._changed.notify_all()
+        return await call.future
+
+    def close(self) -> None:
+        """Stop the threads once the batches in hand are done. Rows still waiting are not answered."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _call(self, snapshot: Snapshot, deadline: float, documents: int) -> Call:
+        return Call(
+            snapshot=snapshot,
+            deadline=deadline,
+            future=self._loop.create_future(),
+            admitted_at=time.monotonic(),
+            answers=[None] * documents,
+            open_rows=documents,
+        )
+
+    def _tokenize_forever(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._texts or self._closed)
+                if self._closed:
+                    return
+                calls = list(self._texts)
+                self._texts.clear()
+            self._tokenize(calls)
+
+    def _tokenize(self, calls: list[tuple[Call, Sequence[str]]]) -> None:
+        """Encode the texts of all waiting calls at once, and queue them call by call."""
+        started = time.monotonic()
+        live = []
+        for call, texts in calls:
+            if call.future.done():
+                continue
+            if started >= call.deadline:
+                self._post(call.fail, DeadlineError())
+            else:
+                live.append((call, texts))
+        try:
+            encoded = iter(self._tokenizer.encode([text for _, texts in live for text in texts]))
+        except Exception:
+            log.error("the tokenizer failed on %d calls", len(live))
+            for call, _ in live:
+                self._post(call.fail, EngineError())
+            return
+        ended = time.monotonic()
+        for call, texts in live:
+            call.timings.tokenizer = ended - call.admitted_at
+            rows = [Row(call, index, next(encoded)) for index in range(len(texts))]
+            with self._changed:
+                try:
+                    self._traffic.put(rows)
+                except QueueFullError as error:
+                    self._post(call.fail, error)
+                    continue
+                self._changed.notify_all()
+
+    def _run_forever(self) -> None:
+        while batch := self._take():
+            try:
+                prepared = self._engine.prepare(batch)
+            except Exception:
+                prepared = None
+            with self._engine_lock:
+                started = time.monotonic()
+                output = self._run(prepared)
+                seconds = time.monotonic() - started
+            with self._changed:
+                self._in_hand -= 1
+                self._changed.notify_all()
+            if output is None:
+                self._run_one_by_one(batch)
+                continue
+            self._on_batch(
+                BatchStats(
+                    rows=len(batch),
+                    padded_tokens=len(batch) * max(row.length for row in batch),
+                    tokens=sum(row.length for row in batch),
+                    seconds=seconds,
+                )
+            )
+            self._post(_deliver, batch, output, started, seconds)
+
+    def _take(self) -> list[Row] | None:
+        """Block until a batch may be closed, and take it; None once the batcher is closed."""
+        with self._changed:
+            while True:
+                self._changed.wait_for(lambda: self._closed or self._may_take())
+                if self._closed:
+                    return None
+                now = time.monotonic()
+                queue = self._background if self._background_is_due(now) else self._traffic
+                batch, expired = queue.take(now)
+                for row in expired:
+                    self._post(row.call.fail, DeadlineError())
+                if batch:
+                    if queue is self._background:
+                        self._background_ran_at = now
+                    self._in_hand += 1
+                    return batch
+
+    def _may_take(self) -> bool:
+        if self._in_hand == 0:
+            return bool(self._traffic or self._background)
+        return self._in_hand == 1 and self._traffic.fills_batch
+
+    def _background_is_due(self, now: float) -> bool:
+        if not self._background:
+            return False
+        return not self._traffic or now - self._background_ran_at >= BACKGROUND_INTERVAL_SECONDS
+
+    def _run(self, prepared: Prepared | None) -> Output | None:
+        if prepared is None:
+            return None
+        try:
+            return self._engine.run(prepared)
+        except Exception as error:
+            log.error("the engine failed on a batch of %d tokens: %s", prepared.tokens, type(error).__name__)
+            return None
+
+    def _run_one_by_one(self, batch: list[Row]) -> None:
+        """After a failed batch: every row on its own, so that a bad one fails alone."""
+        for row in batch:
+            try:
+                with self._engine_lock:
+                    started = time.monotonic()
+                    output = self._engine.run(self._engine.prepare([row]))
+                    seconds = time.monotonic() - started
+            except Exception as error:
+                log.error("the engine failed on a row of %d tokens: %s", row.length, type(error).__name__)
+                self._post(row.call.fail, EngineError())
+            else:
+                self._post(_deliver, [row], output, started, seconds)
+
+    def _post(self, function: Callable[..., None], *args: object) -> None:
+        """Call on the event loop's thread, if the loop is still there."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(partial(function, *args))
+
+
+def _deliver(batch: list[Row], output: Output, started: float, seconds: float) -> None:
+    for position, row in enumerate(batch):
+        timings = row.call.timings
+        timings.engine = max(timings.engine, seconds)
+        timings.queue = max(timings.queue, started - row.call.admitted_at - timings.tokenizer)
+        row.call.finish(
+            row.index,
+            Answer(output.logits[position], output.features[position], row.length, row.encoded.truncated),
+        )

@@ -1,0 +1,71 @@
+"""Every error that a caller can see, with its gRPC status code by name and its fixed text.
+
+    AmnesticError
+    ├── InvalidArgumentError   the request can never succeed
+    ├── NotFoundError          no such version, job or label
+    ├── AlreadyExistsError     the request id or the label is taken by another job
+    ├── PreconditionError      not in the present state of the server
+    ├── QueueFullError         bounded queue is full; retry later
+    ├── DeadlineError          dropped before any compute was spent on it
+    ├── DrainingError          the server is shutting down
+    └── EngineError            the engine failed on this request alone
+    StartError                 the server cannot start; for the operator, not for callers
+
+Texts name positions and limits, never input: a document's text must not travel in an error.
+"""
+
+from typing import ClassVar
+
+
+class AmnesticError(Exception):
+    """An error with a gRPC status code (`status`) and a text that is safe to send to a caller."""
+
+    status: ClassVar[str] = "INTERNAL"
+
+
+class InvalidArgumentError(AmnesticError):
+    status = "INVALID_ARGUMENT"
+
+
+class NotFoundError(AmnesticError):
+    status = "NOT_FOUND"
+
+
+class AlreadyExistsError(AmnesticError):
+    status = "ALREADY_EXISTS"
+
+
+class PreconditionError(AmnesticError):
+    status = "FAILED_PRECONDITION"
+
+
+class QueueFullError(AmnesticError):
+    status = "RESOURCE_EXHAUSTED"
+
+    def __init__(self) -> None:
+        super().__init__("the queue is full; retry later")
+
+
+class DeadlineError(AmnesticError):
+    status = "DEADLINE_EXCEEDED"
+
+    def __init__(self) -> None:
+        super().__init__("the deadline passed before the request reached the engine")
+
+
+class DrainingError(AmnesticError):
+    status = "UNAVAILABLE"
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down")
+
+
+class EngineError(AmnesticError):
+    status = "INTERNAL"
+
+    def __init__(self) -> None:
+        super().__init__("the engine failed on this request")
+
+
+class StartError(Exception):
+    """The server cannot start. The text tells the operator what to change."""

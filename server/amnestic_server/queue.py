@@ -1,0 +1,103 @@
+"""Which rows wait, and which of them make the next batch. Pure policy: no threads, no clock of its own.
+
+The oldest row is in every batch, so nothing waits for longer than the rows before it. The rest of the batch are the
+waiting rows whose lengths are nearest to it, as long as the padded batch keeps within the token budget and no row
+is padded by more than a set share: on a CPU padding costs what text costs.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Generic, Protocol, TypeVar
+
+from amnestic_server.errors import QueueFullError
+
+
+class QueueRow(Protocol):
+    """What the queue needs of a row."""
+
+    @property
+    def length(self) -> int:
+        """Tokens, at least 1."""
+        ...
+
+    def expired(self, now: float) -> bool:
+        """True once nobody waits for the answer: cancelled, or past its deadline."""
+        ...
+
+
+R = TypeVar("R", bound=QueueRow)
+
+
+class RowQueue(Generic[R]):
+    """Waiting rows in order of arrival, bounded in tokens."""
+
+    def __init__(self, *, max_tokens: int, batch_tokens: int, max_padding: float) -> None:
+        self._max_tokens = max_tokens
+        self._batch_tokens = batch_tokens
+        self._max_padding = max_padding
+        self._rows: deque[R] = deque()
+        self._tokens = 0
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens waiting, without padding."""
+        return self._tokens
+
+    @property
+    def fills_batch(self) -> bool:
+        """True if the waiting rows would fill a batch, so that waiting for more would not make it better."""
+        return self._tokens >= self._batch_tokens
+
+    def put(self, rows: list[R]) -> None:
+        """Add rows, all or none; raises QueueFullError if their tokens don't fit.
+
+        Rows always fit in an empty queue: a bound below one call's size must not make that call impossible.
+        """
+        tokens = sum(row.length for row in rows)
+        if self._rows and self._tokens + tokens > self._max_tokens:
+            raise QueueFullError
+        self._rows.extend(rows)
+        self._tokens += tokens
+
+    def take(self, now: float) -> tuple[list[R], list[R]]:
+        """Remove and return the next batch, sorted by length, and the rows that expired while they waited.
+
+        The batch is empty only if no live row waits. A single row may exceed the budget.
+        """
+        expired = [row for row in self._rows if row.expired(now)]
+        if expired:
+            self._remove(expired)
+        if not self._rows:
+            return [], expired
+        batch = self._around_oldest()
+        self._remove(batch)
+        return batch, expired
+
+    def _around_oldest(self) -> list[R]:
+        oldest = self._rows[0]
+        # sorted() is stable: of rows of one length the older come first.
+        by_length = sorted(self._rows, key=lambda row: row.length)
+        low = next(index for index, row in enumerate(by_length) if row is oldest)
+        high = low
+        while True:
+            shortest, longest = by_length[low].length, by_length[high].length
+            grown = []
+            if low > 0 and self._fits(high - low + 2, by_length[low - 1].length, longest):
+                grown.append((oldest.length - by_length[low - 1].length, low - 1, high))
+            if high + 1 < len(by_length) and self._fits(high - low + 2, shortest, by_length[high + 1].length):
+                grown.append((by_length[high + 1].length - oldest.length, low, high + 1))
+            if not grown:
+                return by_length[low : high + 1]
+            _, low, high = min(grown)
+
+    def _fits(self, rows: int, shortest: int, longest: int) -> bool:
+        within_budget = rows * longest <= self._batch_tokens
+        return within_budget and longest - shortest <= self._max_padding * longest
+
+    def _remove(self, rows: Iterable[R]) -> None:
+        gone = {id(row) for row in rows}
+        self._tokens -= sum(row.length for row in self._rows if id(row) in gone)
+        self._rows = deque(row for row in self._rows if id(row) not in gone)

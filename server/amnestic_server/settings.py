@@ -1,0 +1,100 @@
+"""Every setting of the server with its default and a sentence of documentation.
+
+Each field is a flag of `amnestic serve` (`grpc_port` is `--grpc-port`) with an environment twin
+(`AMNESTIC_GRPC_PORT`).
+"""
+
+import dataclasses
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def _setting(help_text: str, default: Any = dataclasses.MISSING) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help_text})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Settings of one serving process."""
+
+    bundle: Path = _setting("Directory made by `amnestic export`.")
+    store: Path = _setting("Directory for versions, patches, jobs and the audit record; made if it is missing.")
+    corpus: Path | None = _setting(
+        "Labelled documents that unlearning trains on and gates measure with; without it nothing can be forgotten.",
+        None,
+    )
+    host: str = _setting("Address to listen on, for gRPC and for metrics.", "127.0.0.1")
+    grpc_port: int = _setting("Port of gRPC; 0 takes a free one.", 8001)
+    metrics_port: int = _setting("Port of the Prometheus metrics; 0 takes a free one.", 8002)
+    device: str = _setting(
+        "auto, cpu or cuda. cuda is a refusal to start where CUDA is absent, never a fall-back.", "auto"
+    )
+    threads: int = _setting("Threads of the encoder; 0 takes what affinity and the cgroup's quota allow.", 0)
+    spinning: bool = _setting("Let idle encoder threads spin: a little faster alone, much slower in company.", False)
+    max_batch_tokens: int = _setting("Most tokens, padding included, in one pass of the encoder.", 2048)
+    max_padding: float = _setting("Largest share of a row in a batch that may be padding, 0 to 1.", 0.25)
+    max_concurrent_requests: int = _setting("Most documents admitted and not yet answered.", 1024)
+    max_queue_tokens: int = _setting("Most tokens waiting for the encoder.", 262_144)
+    max_documents: int = _setting("Most documents in one call.", 128)
+    max_document_bytes: int = _setting("Largest document, in bytes of UTF-8.", 262_144)
+    exit_timeout_secs: float = _setting("Longest wait for accepted calls when shutting down, in seconds.", 30.0)
+    worker_threads: int = _setting("Threads of an unlearning worker.", 1)
+    worker_memory_mb: int = _setting("Memory that an unlearning worker may allocate, in MiB; 0 for no limit.", 16_384)
+    worker_timeout_secs: float = _setting("Longest run of an unlearning worker, in seconds.", 6 * 3600.0)
+    max_job_attempts: int = _setting("Times that a job is begun before a restart of the server gives it up.", 3)
+
+    def __post_init__(self) -> None:
+        """Raise ValueError, naming the flag, unless every setting is in range."""
+        _require(self.device in DEVICES, "device", f"one of {', '.join(DEVICES)}")
+        for name in ("grpc_port", "metrics_port"):
+            _require(0 <= getattr(self, name) <= 65_535, name, "from 0 to 65535")
+        _require(0 <= self.threads <= 1024, "threads", "from 0 to 1024")
+        _require(0 <= self.max_padding < 1, "max_padding", "from 0 to below 1")
+        for name in (
+            "max_batch_tokens",
+            "max_concurrent_requests",
+            "max_queue_tokens",
+            "max_documents",
+            "max_document_bytes",
+            "worker_threads",
+            "max_job_attempts",
+        ):
+            _require(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("exit_timeout_secs", "worker_timeout_secs", "worker_memory_mb"):
+            _require(getattr(self, name) >= 0, name, "at least 0")
+
+    @property
+    def max_message_bytes(self) -> int:
+        """Largest gRPC message: a full call of the largest documents, bounded by 64 MiB, and room for framing."""
+        return min(self.max_documents * self.max_document_bytes, 64 * 2**20) + 2**16
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use: its affinity, cut by the cgroup's quota, at least 1."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(affinity, math.ceil(_cgroup_quota())))
+
+
+def _cgroup_quota() -> float:
+    for path, period_path in (
+        (Path("/sys/fs/cgroup/cpu.max"), None),
+        (Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")),
+    ):
+        try:
+            quota, _, period = path.read_text().strip().partition(" ")
+            if period_path is not None:
+                period = period_path.read_text()
+            return float(quota) / float(period) if quota not in ("max", "-1") else math.inf
+        except (OSError, ValueError):
+            continue
+    return math.inf
+
+
+def _require(condition: bool, name: str, allowed: str) -> None:
+    if not condition:
+        raise ValueError(f"--{name.replace('_', '-')} must be {allowed}")
