@@ -1,0 +1,224 @@
+"""The multi-label corpus of the eICU Collaborative Research Database: which organ systems a stay is diagnosed in.
+
+Reads the tables `patient`, `diagnosis`, `pastHistory`, `note` and `treatment`, as CSV or gzipped CSV, of the
+demo or of the full database, which have one schema. One document a unit stay that has a diagnosis. Its labels
+are the first parts of its diagnosis strings, so no other part of them, and no first part of a treatment string
+(the same organ systems), enters its text. DuckDB sorts the tables in bounded memory; the stays stream through.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from amnestic_unlearn import corpus
+from amnestic_unlearn.corpus import CorpusError, Document
+
+MEMORY = "1GB"
+
+# Columns read of each table; the last orders entries of the same minute.
+TABLES = {
+    "patient": (
+        "patientunitstayid",
+        "uniquepid",
+        "unittype",
+        "unitstaytype",
+        "unitadmitsource",
+        "gender",
+        "age",
+        "apacheadmissiondx",
+    ),
+    "diagnosis": ("patientunitstayid", "diagnosisstring"),
+    "pastHistory": ("patientunitstayid", "pasthistoryoffset", "pasthistorypath", "pasthistoryvalue", "pasthistoryid"),
+    "note": ("patientunitstayid", "noteoffset", "notepath", "notevalue", "noteid"),
+    "treatment": ("patientunitstayid", "treatmentoffset", "treatmentstring", "treatmentid"),
+}
+
+# Paths of notes that say how a form was filled in and saved, nothing of the patient.
+_NAVIGATION = (
+    "notes/Shared/",
+    "notes/Progress Notes/Assessment and Plan/View Options/",
+    "notes/Progress Notes/Assessment and Plan/Include Rx/",
+    "notes/Progress Notes/Admission Page One/Skip Screen Options",
+)
+
+_STAYS = """
+CREATE TEMP TABLE stay AS
+SELECT DISTINCT CAST(patientunitstayid AS BIGINT) AS id, trim(split_part(diagnosisstring, '|', 1)) AS system
+FROM diagnosis
+WHERE trim(split_part(diagnosisstring, '|', 1)) <> ''
+  AND CAST(patientunitstayid AS BIGINT) IN (SELECT CAST(patientunitstayid AS BIGINT) FROM patient)
+"""
+
+# Kinds of entry, in the order in which they stand in a document.
+_PATIENT, _SYSTEM, _PAST, _NOTE, _TREATMENT = range(5)
+
+# One row an entry, in the order in which a document is put together.
+_ENTRIES = f"""
+SELECT id, kind, fields FROM (
+  SELECT CAST(patientunitstayid AS BIGINT) AS id, {_PATIENT} AS kind, 0 AS minute, 0 AS entry,
+    [uniquepid, unittype, unitstaytype, unitadmitsource, gender, age, apacheadmissiondx] AS fields FROM patient
+  UNION ALL
+  SELECT id, {_SYSTEM}, 0, 0, [system] FROM stay
+  UNION ALL
+  SELECT CAST(patientunitstayid AS BIGINT), {_PAST}, CAST(pasthistoryoffset AS BIGINT), CAST(pasthistoryid AS BIGINT),
+    [pasthistorypath, pasthistoryvalue] FROM pastHistory
+  UNION ALL
+  SELECT CAST(patientunitstayid AS BIGINT), {_NOTE}, CAST(noteoffset AS BIGINT), CAST(noteid AS BIGINT),
+    [notepath, notevalue] FROM note
+  UNION ALL
+  SELECT CAST(patientunitstayid AS BIGINT), {_TREATMENT}, CAST(treatmentoffset AS BIGINT), CAST(treatmentid AS BIGINT),
+    [treatmentstring] FROM treatment
+)
+WHERE id IN (SELECT id FROM stay)
+ORDER BY id, kind, minute, entry, fields
+"""  # noqa: S608 - made of constants alone
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What an import wrote: documents, the labels kept (most frequent first if chosen here), stays left out."""
+
+    documents: int
+    labels: tuple[str, ...]
+    without_diagnosis: int
+
+
+def import_eicu(
+    src: Path,
+    out: Path,
+    labels: Sequence[str] | None = None,
+    top: int = 6,
+    progress: Callable[[int, int], None] | None = None,
+) -> Imported:
+    """Write the corpus of the eICU tables in folder `src` to `out`, in the format of its suffix.
+
+    `labels` are the organ systems to keep, by default the `top` most frequent over stays; a stay with none of
+    them stays in, unlabelled. `group` is `uniquepid`, the split follows from it. `progress` is told documents
+    done and in all. Same tables, same bytes. Raises CorpusError, naming file and column, for a table or column
+    that is missing or malformed, and for a label that no stay has.
+    """
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".eicu-") as spill:
+        try:
+            with corpus.connect(Path(spill), MEMORY) as connection:
+                _open_tables(connection, src)
+                connection.execute(_STAYS)
+                kept = _choose(connection, labels, top)
+                total, everyone = connection.execute(
+                    "SELECT (SELECT count(DISTINCT id) FROM stay), (SELECT count(*) FROM patient)"
+                ).fetchone()
+                documents = _documents(connection, frozenset(kept))
+                count = corpus.write(_counted(documents, total, progress), out)
+        except duckdb.Error:
+            # DuckDB's own text quotes the offending value.
+            raise CorpusError(
+                f"{src.name}: a table is malformed, or an id or offset in it is not a whole number"
+            ) from None
+    return Imported(count, kept, everyone - total)
+
+
+def _open_tables(connection: Any, src: Path) -> None:
+    files = {path.name.lower(): path for path in sorted(src.iterdir())} if src.is_dir() else {}
+    for table, columns in TABLES.items():
+        path = files.get(f"{table}.csv".lower()) or files.get(f"{table}.csv.gz".lower())
+        if path is None:
+            raise CorpusError(f"neither {table}.csv nor {table}.csv.gz is in {src}")
+        try:
+            relation = corpus.open_csv(connection, path)
+        except duckdb.Error:
+            raise CorpusError(f"{path.name}: malformed, cannot be read as csv") from None
+        present = {name.lower() for name in relation.columns}
+        for column in columns:
+            if column not in present:
+                raise CorpusError(f"{path.name}: the column {column} is missing")
+        relation.create_view(table)
+
+
+def _choose(connection: Any, labels: Sequence[str] | None, top: int) -> tuple[str, ...]:
+    systems = connection.execute("SELECT system FROM stay GROUP BY system ORDER BY count(*) DESC, system").fetchall()
+    present = tuple(system for (system,) in systems)
+    if labels is None:
+        return present[:top]
+    for label in labels:
+        if label not in present:
+            raise CorpusError(f"no stay is diagnosed in the organ system {label!r}")
+    return tuple(labels)
+
+
+def _counted(
+    documents: Iterable[Document], total: int, progress: Callable[[int, int], None] | None
+) -> Iterator[Document]:
+    for done, document in enumerate(documents, start=1):
+        yield document
+        if progress is not None:
+            progress(done, total)
+
+
+def _documents(connection: Any, kept: frozenset[str]) -> Iterator[Document]:
+    for _, rows in groupby(_entries(connection), key=lambda row: row[0]):
+        entries: dict[int, list[list[str | None]]] = {}
+        for _, kind, fields in rows:
+            entries.setdefault(kind, []).append(fields)
+        (patient,) = entries[_PATIENT]
+        group = str(patient[0])
+        systems = sorted(str(system) for (system,) in entries[_SYSTEM])
+        yield Document(
+            text=_text(patient, entries),
+            labels=tuple(system for system in systems if system in kept),
+            split=corpus.assign_split(group),
+            group=group,
+        )
+
+
+def _entries(connection: Any) -> Iterator[tuple[int, int, list[str | None]]]:
+    rows = connection.execute(_ENTRIES)
+    while batch := rows.fetchmany(2_000):
+        yield from batch
+
+
+def _text(patient: Sequence[str | None], entries: dict[int, list[list[str | None]]]) -> str:
+    _, unit, stay_type, source, gender, age, diagnosis = (value or "" for value in patient)
+    lines = [
+        f"{unit or 'ICU'}. {stay_type or 'admit'} from {source or 'unknown'}."
+        f" {gender or 'Unknown'}, age {age or 'unknown'}."
+    ]
+    if diagnosis:
+        lines.append(f"Admission diagnosis: {diagnosis}.")
+    for heading, kind, entry in (
+        ("Past history", _PAST, _past_entry),
+        ("Notes", _NOTE, _note_entry),
+        ("Treatment", _TREATMENT, _treatment_entry),
+    ):
+        # A form saved again repeats its entries: the first stands for all.
+        said = dict.fromkeys(filter(None, (entry(*fields) for fields in entries.get(kind, ()))))
+        if said:
+            lines.append(f"{heading}: {'; '.join(said)}.")
+    return "\n".join(lines)
+
+
+def _past_entry(path: str | None, value: str | None) -> str:
+    path = (path or "").removeprefix("notes/Progress Notes/Past History/")
+    return _spaced(path.removeprefix("Past History Obtain Options/"))
+
+
+def _note_entry(path: str | None, value: str | None) -> str:
+    """`notes/SECTION/A/B/value` as `A / B: value`; empty for the navigation of a form."""
+    path, value = path or "", value or ""
+    if path.startswith(_NAVIGATION):
+        return ""
+    heading = path.removesuffix(value).removeprefix("notes/")
+    heading = _spaced(heading.partition("/")[2]).rstrip(" /:")
+    return f"{heading}: {value}" if value else heading
+
+
+def _treatment_entry(treatment: str | None) -> str:
+    """Without its first part, which is one of the organ systems to be told."""
+    return " / ".join((treatment or "").split("|")[1:])
+
+
+def _spaced(path: str) -> str:
+    return " / ".join(part.strip() for part in path.split("/") if part.strip())
