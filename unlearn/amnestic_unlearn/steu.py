@@ -1,0 +1,238 @@
+"""STEU (arXiv 2603.19302): sparse token-embedding unlearning.
+
+It changes the embedding rows of the tokens that speak most for the forgotten labels, and the head, so that the
+model no longer predicts those labels and predicts the others as it did. The encoder stays as it is. It does
+not erase what the encoder knows: a fresh probe on the features may still find a label, and must be measured.
+
+An epoch is one pass over the forget documents. Each step takes one batch of them and one of the retain
+documents, which are drawn in shuffled order and start again when they run out. Adam without weight decay, one
+learning rate for the rows and one for the head.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from amnestic_unlearn.errors import LossNotFiniteError, NoRetainDocumentsError
+from amnestic_unlearn.selection import Selection, Tokens, select
+from amnestic_unlearn.spec import Method, Progress
+from amnestic_unlearn.twin import Twin, Weights
+
+# Batches among which documents are sorted by length: enough to save most padding, few enough to stay random.
+BUCKET_BATCHES = 16
+
+Report = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainingData:
+    """Documents as token ids; `truth` bool [N, C]; `targets` the columns of the labels to forget."""
+
+    documents: Sequence[Tokens]
+    truth: NDArray[np.bool_]
+    targets: tuple[int, ...]
+
+    @property
+    def forget(self) -> NDArray[np.int64]:
+        """Positions of the documents with a label to forget."""
+        return np.flatnonzero(self.truth[:, self.targets].any(axis=1))
+
+    @property
+    def retain(self) -> NDArray[np.int64]:
+        """Positions of the documents without one."""
+        return np.flatnonzero(~self.truth[:, self.targets].any(axis=1))
+
+    @property
+    def others(self) -> tuple[int, ...]:
+        """Columns of the labels to keep."""
+        return tuple(column for column in range(self.truth.shape[1]) if column not in self.targets)
+
+    def batch(self, positions: NDArray[np.int64]) -> list[Tokens]:
+        """The documents at some positions."""
+        return [self.documents[position] for position in positions]
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """Means over an epoch's steps. `distil` is the utility loss on forget documents, 0 where it has no weight."""
+
+    forget: float
+    utility: float
+    distil: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SteuResult:
+    """The trained weights, the tokens chosen for them and the mean losses of each epoch."""
+
+    weights: Weights
+    selection: Selection
+    epochs: tuple[Losses, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """Positions of one forget batch and one retain batch."""
+
+    forget: NDArray[np.int64]
+    retain: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class _Clock:
+    """Turns a step into a `Progress`, with the time left at the pace so far."""
+
+    epochs: int
+    steps: int
+    started: float
+
+    def progress(self, epoch: int, step: int, losses: Losses) -> Progress:
+        left = (time.monotonic() - self.started) / step * (self.steps - step)
+        return Progress("training", epoch, self.epochs, step, self.steps, losses.forget, losses.utility, left)
+
+
+def run(twin: Twin, data: TrainingData, method: Method, report: Report) -> SteuResult:
+    """Forget `data.targets`. The same arguments give the same weights on the same machine.
+
+    Raises NoRetainDocumentsError and LossNotFiniteError.
+    """
+    if not len(data.retain):
+        raise NoRetainDocumentsError
+    # 1. The tokens that speak for the forgotten labels.
+    report(Progress("selecting", epochs=method.epochs))
+    special, vocab_size = twin.manifest.special_token_ids, twin.manifest.vocab_size
+    selection = select(data.documents, data.truth[:, data.targets], special, vocab_size, method.k)
+    weights = twin.base(torch.from_numpy(np.sort(selection.token_ids)))
+    # 2. Every batch in advance, so that the base model answers only for the documents that are drawn.
+    epochs = plan(data, method)
+    report(Progress("training", epochs=method.epochs, steps=sum(map(len, epochs))))
+    targets = soft_targets(twin, data, epochs, method)
+    # 3. Train.
+    return SteuResult(weights, selection, train(twin, data, method, weights, epochs, targets, report))
+
+
+def train(
+    twin: Twin,
+    data: TrainingData,
+    method: Method,
+    weights: Weights,
+    epochs: Sequence[Sequence[Step]],
+    targets: torch.Tensor,
+    report: Report,
+) -> tuple[Losses, ...]:
+    """Optimise `weights` in place over the planned steps; `targets` from `soft_targets`."""
+    trained = (weights.rows, weights.head_weight, weights.head_bias)
+    for tensor in trained:
+        tensor.requires_grad_(True)
+    optimizer = torch.optim.Adam(
+        [{"params": trained[:1], "lr": method.embedding_lr}, {"params": trained[1:], "lr": method.head_lr}]
+    )
+    slots = twin.slots(weights.row_ids)
+    clock = _Clock(method.epochs, sum(map(len, epochs)), time.monotonic())
+    history: list[Losses] = []
+    for number, epoch in enumerate(epochs, start=1):
+        measured = []
+        for step in epoch:
+            kept = twin.logits(data.batch(step.retain), weights, slots)
+            forgotten = twin.logits(data.batch(step.forget), weights, slots)
+            loss, losses = objective(forgotten, kept, targets, step, data, method)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            measured.append(losses)
+            report(clock.progress(number, sum(map(len, epochs[: number - 1])) + len(measured), losses))
+        history.append(_mean(measured))
+    for tensor in trained:
+        tensor.requires_grad_(False)
+    return tuple(history)
+
+
+def objective(
+    forgotten: torch.Tensor,
+    kept: torch.Tensor,
+    targets: torch.Tensor,
+    step: Step,
+    data: TrainingData,
+    method: Method,
+) -> tuple[torch.Tensor, Losses]:
+    """The weighted sum of the losses, and each by itself, from the logits of a step's two batches."""
+    forget = forget_loss(forgotten, data.targets)
+    utility = utility_loss(kept, targets[step.retain], data.others)
+    distil = torch.zeros(())
+    if method.distil_weight:
+        distil = utility_loss(forgotten, targets[step.forget], data.others)
+    loss = method.forget_weight * forget + method.utility_weight * utility + method.distil_weight * distil
+    if not math.isfinite(loss.item()):
+        raise LossNotFiniteError
+    return loss, Losses(forget.item(), utility.item(), distil.item())
+
+
+def forget_loss(logits: torch.Tensor, targets: Sequence[int]) -> torch.Tensor:
+    """BCE of the forgotten labels' probabilities against 0, a mean over documents and labels."""
+    chosen = logits[:, list(targets)]
+    return functional.binary_cross_entropy_with_logits(chosen, torch.zeros_like(chosen))
+
+
+def utility_loss(logits: torch.Tensor, targets: torch.Tensor, others: Sequence[int]) -> torch.Tensor:
+    """BCE of the other labels' probabilities against the base model's, a mean over documents and labels.
+
+    `logits` and `targets` [B, C]; targets are probabilities. Its smallest value is the base model's entropy.
+    """
+    return functional.binary_cross_entropy_with_logits(logits[:, list(others)], targets[:, list(others)])
+
+
+def plan(data: TrainingData, method: Method) -> list[list[Step]]:
+    """The batches of every epoch, decided by the seed alone."""
+    generator = torch.Generator().manual_seed(method.seed)
+    lengths = np.array([len(document) for document in data.documents])
+    retain = _cycle(data.retain, lengths, method.batch_size, generator)
+    return [
+        [Step(forget, next(retain)) for forget in _shuffle(data.forget, lengths, method.batch_size, generator)]
+        for _ in range(method.epochs)
+    ]
+
+
+def soft_targets(twin: Twin, data: TrainingData, epochs: Sequence[Sequence[Step]], method: Method) -> torch.Tensor:
+    """The base model's probabilities [N, C] of each document that the loss asks for; nan for the others."""
+    drawn = {int(index) for epoch in epochs for step in epoch for index in step.retain}
+    if method.distil_weight:
+        drawn.update(data.forget.tolist())
+    order = sorted(drawn)
+    targets = torch.full(data.truth.shape, torch.nan)
+    base = twin.base(torch.empty(0, dtype=torch.int64))
+    targets[order] = twin.evaluate(data.batch(np.array(order)), base).sigmoid()
+    return targets
+
+
+def _cycle(
+    positions: NDArray[np.int64], lengths: NDArray[np.int64], size: int, generator: torch.Generator
+) -> Iterator[NDArray[np.int64]]:
+    while True:
+        yield from _shuffle(positions, lengths, size, generator)
+
+
+def _shuffle(
+    positions: NDArray[np.int64], lengths: NDArray[np.int64], size: int, generator: torch.Generator
+) -> list[NDArray[np.int64]]:
+    """Batches in random order, each of documents of similar length."""
+    shuffled = positions[torch.randperm(len(positions), generator=generator).numpy()]
+    bucket = size * BUCKET_BATCHES
+    buckets = [shuffled[start : start + bucket] for start in range(0, len(shuffled), bucket)]
+    ordered = [chosen[np.argsort(lengths[chosen], kind="stable")] for chosen in buckets]
+    batches = [chosen[start : start + size] for chosen in ordered for start in range(0, len(chosen), size)]
+    return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def _mean(losses: Sequence[Losses]) -> Losses:
+    count = len(losses)
+    return Losses(
+        sum(loss.forget for loss in losses) / count,
+        sum(loss.utility for loss in losses) / count,
+        sum(loss.distil for loss in losses) / count,
+    )

@@ -1,0 +1,181 @@
+"""The torch twin of a served classifier: the same parts as the bundle's ONNX graph, but with gradients.
+
+It reads a bundle that was verified already. The encoder is frozen and in evaluation mode; what may change, the
+embedding rows and the head, is passed in by the caller, so one twin stands for the base and for every patch.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import nn
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from amnestic_unlearn import manifest as files
+from amnestic_unlearn.architecture import ARCHITECTURES
+from amnestic_unlearn.manifest import BundleError, Manifest
+from amnestic_unlearn.selection import Tokens
+
+TOKENIZER_CHUNK = 256
+EVALUATION_BATCH = 32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Weights:
+    """What a version may change. `row_ids` int64 [k] ascending, `rows` [k, d], head [C, h] and [C]; float32."""
+
+    row_ids: torch.Tensor
+    rows: torch.Tensor
+    head_weight: torch.Tensor
+    head_bias: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Twin:
+    """A bundle in torch. `table` float32 [V, d]; `head_weight` float32 [C, h], `head_bias` float32 [C]."""
+
+    manifest: Manifest
+    tokenizer: Any
+    encoder: nn.Module
+    table: torch.Tensor
+    head_weight: torch.Tensor
+    head_bias: torch.Tensor
+
+    def base(self, row_ids: torch.Tensor) -> Weights:
+        """The unchanged model, with the rows of `row_ids` copied out so that they can be trained."""
+        return Weights(row_ids, self.table[row_ids], self.head_weight.clone(), self.head_bias.clone())
+
+    def tokenize(self, texts: Sequence[str]) -> list[Tokens]:
+        """Token ids of each text, special tokens included, cut to the model's maximum."""
+        return [
+            np.asarray(encoding.ids, dtype=np.int32)
+            for start in range(0, len(texts), TOKENIZER_CHUNK)
+            for encoding in self.tokenizer.encode_batch(list(texts[start : start + TOKENIZER_CHUNK]))
+        ]
+
+    def features(self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """The head's input [B, h] from embeddings [B, T, d] and int64 mask [B, T], padding at the right."""
+        output: torch.Tensor = self.encoder(inputs_embeds=inputs_embeds, attention_mask=attention_mask).logits
+        return output
+
+    def logits(self, documents: Sequence[Tokens], weights: Weights, slots: torch.Tensor) -> torch.Tensor:
+        """Logits [B, C] of one batch; `slots` from `self.slots(weights.row_ids)`."""
+        features = self._features(documents, weights, slots)
+        return functional.linear(features, weights.head_weight, weights.head_bias)
+
+    def slots(self, row_ids: torch.Tensor) -> torch.Tensor:
+        """For each token its place in `row_ids`, or -1; int64 [V]."""
+        slots = torch.full((len(self.table),), -1)
+        slots[row_ids] = torch.arange(len(row_ids))
+        return slots
+
+    def evaluate(self, documents: Sequence[Tokens], weights: Weights) -> torch.Tensor:
+        """Logits [N, C] of many documents, without gradients."""
+        slots = self.slots(weights.row_ids)
+        return self._by_length(documents, len(self.head_bias), lambda batch: self.logits(batch, weights, slots))
+
+    def evaluate_features(self, documents: Sequence[Tokens], weights: Weights) -> torch.Tensor:
+        """Features [N, h] of many documents, without gradients: what a linear probe is fitted on."""
+        slots = self.slots(weights.row_ids)
+        width = self.head_weight.shape[1]
+        return self._by_length(documents, width, lambda batch: self._features(batch, weights, slots))
+
+    def encoder_digest(self) -> str:
+        """SHA-256 over the bytes of the encoder's weights in the order of their names."""
+        digest = hashlib.sha256()
+        for _, tensor in sorted(self.encoder.state_dict().items()):
+            digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def _features(self, documents: Sequence[Tokens], weights: Weights, slots: torch.Tensor) -> torch.Tensor:
+        ids, mask = collate(documents, self.manifest.pad_token_id)
+        return self.features(self._embed(ids, weights.rows, slots), mask)
+
+    def _embed(self, ids: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        # Only the edited places take part in the backward pass: its cost does not depend on the vocabulary.
+        embeds = functional.embedding(ids, self.table).flatten(0, 1)
+        slot = slots[ids.flatten()]
+        places = torch.nonzero(slot >= 0).squeeze(1)
+        edited = embeds.index_copy(0, places, functional.embedding(slot[places], rows))
+        return edited.view(*ids.shape, -1)
+
+    def _by_length(
+        self, documents: Sequence[Tokens], width: int, run: Callable[[list[Tokens]], torch.Tensor]
+    ) -> torch.Tensor:
+        order = sorted(range(len(documents)), key=lambda index: len(documents[index]))
+        results = torch.empty(len(documents), width)
+        with torch.no_grad():
+            for start in range(0, len(order), EVALUATION_BATCH):
+                batch = order[start : start + EVALUATION_BATCH]
+                results[batch] = run([documents[index] for index in batch])
+        return results
+
+
+def collate(documents: Sequence[Tokens], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask, both int64 [B, longest], padded at the right."""
+    lengths = np.array([len(document) for document in documents])
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    ids = np.full(mask.shape, pad_token_id, dtype=np.int64)
+    ids[mask] = np.concatenate(documents)
+    return torch.from_numpy(ids), torch.from_numpy(mask.astype(np.int64))
+
+
+def load(bundle: Path, manifest: Manifest) -> Twin:
+    """Load the twin of a verified bundle; raises BundleError, naming the file that does not fit."""
+    embeddings = _tensors(bundle, files.EMBEDDINGS, {"weight": (manifest.vocab_size, manifest.hidden_size)})
+    labels = len(manifest.labels)
+    head = _tensors(bundle, files.HEAD, {"weight": (labels, manifest.feature_size), "bias": (labels,)})
+    return Twin(
+        manifest=manifest,
+        tokenizer=_tokenizer(bundle, manifest),
+        encoder=_encoder(bundle, manifest),
+        table=embeddings["weight"],
+        head_weight=head["weight"],
+        head_bias=head["bias"],
+    )
+
+
+def _encoder(bundle: Path, manifest: Manifest) -> nn.Module:
+    architecture = ARCHITECTURES[manifest.architecture]
+    try:
+        config = AutoConfig.from_pretrained(bundle / files.CONFIG)
+        encoder: nn.Module = AutoModelForSequenceClassification.from_config(config, attn_implementation="sdpa")
+        # The two parts that live outside the frozen encoder: strict loading then proves that all else is there.
+        encoder.set_submodule(architecture.word_embeddings, nn.Identity())
+        encoder.set_submodule(architecture.head, nn.Identity())
+    except (OSError, ValueError, AttributeError, KeyError) as error:
+        raise BundleError(f"{files.CONFIG} does not describe a classifier of its architecture") from error
+    try:
+        encoder.load_state_dict(load_file(bundle / files.ENCODER_WEIGHTS), strict=True)
+    except (SafetensorError, RuntimeError) as error:
+        raise BundleError(f"{files.ENCODER_WEIGHTS} does not fit {files.CONFIG}") from error
+    return encoder.eval().requires_grad_(False)
+
+
+def _tensors(bundle: Path, name: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(bundle / name)
+    except SafetensorError as error:
+        raise BundleError(f"{name} is not a safetensors file") from error
+    for key, shape in shapes.items():
+        if key not in tensors or tuple(tensors[key].shape) != shape or tensors[key].dtype != torch.float32:
+            raise BundleError(f"{name} does not fit {files.MANIFEST}")
+    return tensors
+
+
+def _tokenizer(bundle: Path, manifest: Manifest) -> Any:
+    try:
+        tokenizer = Tokenizer.from_file(str(bundle / files.TOKENIZER))
+    except Exception as error:  # the library raises bare Exception
+        raise BundleError(f"{files.TOKENIZER} is not a tokenizer") from error
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(manifest.max_tokens)
+    return tokenizer
