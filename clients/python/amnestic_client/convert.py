@@ -1,0 +1,198 @@
+"""Between the wire's messages and the client's types; nothing else in the client touches a message's fields.
+
+Requests raise InvalidArgument, naming the field or the document's number, for what the wire cannot carry. What
+it can carry is the server's to judge.
+"""
+
+import dataclasses
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
+
+from amnestic.v1 import prediction_pb2, unlearning_pb2
+from amnestic_client import types
+from amnestic_client.errors import InvalidArgument
+
+T = TypeVar("T")
+AboutJob = TypeVar(
+    "AboutJob", unlearning_pb2.WatchJobRequest, unlearning_pb2.GetJobRequest, unlearning_pb2.CancelJobRequest
+)
+
+
+def predict_request(
+    documents: str | Sequence[str], version: int | None, include_features: bool
+) -> prediction_pb2.PredictRequest:
+    texts = [documents] if isinstance(documents, str) else list(documents)
+    for number, text in enumerate(texts):
+        _check_text(text, f"document {number}")
+    request = prediction_pb2.PredictRequest(documents=texts, include_features=include_features)
+    _set(request, "version", version)
+    return request
+
+
+def unlearn_request(
+    labels: str | Sequence[str],
+    *,
+    request_id: str | None,
+    dry_run: bool,
+    method: types.Method | Mapping[str, Any] | None,
+    gates: types.GateLimits | Mapping[str, Any] | None,
+    reason: str,
+) -> unlearning_pb2.UnlearnRequest:
+    names = [labels] if isinstance(labels, str) else list(labels)
+    for name in names:
+        _check_text(name, "a label")
+    _check_text(reason, "reason")
+    request = unlearning_pb2.UnlearnRequest(labels=names, dry_run=dry_run, reason=reason)
+    _set(request, "request_id", request_id or str(uuid.uuid4()))
+    _set_all(request.method, method, types.Method)
+    _set_all(request.gates, gates, types.GateLimits)
+    return request
+
+
+def job_request(kind: type[AboutJob], job_id: str) -> AboutJob:
+    request = kind()
+    _set(request, "job_id", job_id)
+    return request
+
+
+def rollback_request(version: int, reason: str) -> unlearning_pb2.RollbackRequest:
+    _check_text(reason, "reason")
+    request = unlearning_pb2.RollbackRequest(reason=reason)
+    _set(request, "version", version)
+    return request
+
+
+def list_jobs_request(limit: int | None) -> unlearning_pb2.ListJobsRequest:
+    request = unlearning_pb2.ListJobsRequest()
+    _set(request, "limit", limit)
+    return request
+
+
+def predict_result(response: prediction_pb2.PredictResponse) -> types.PredictResult:
+    return types.PredictResult(response.version, tuple(map(_prediction, response.predictions)))
+
+
+def model(response: prediction_pb2.GetModelResponse) -> types.Model:
+    labels = tuple(types.Label(label.name, label.threshold, label.forgotten) for label in response.labels)
+    return _record(types.Model, response, labels=labels)
+
+
+def job(message: unlearning_pb2.Job) -> types.Job:
+    return _record(
+        types.Job,
+        message,
+        state=_state(message.state),
+        labels=tuple(message.labels),
+        forgotten=tuple(message.forgotten),
+        method=_optionals(types.Method, message.method),
+        gate_limits=_optionals(types.GateLimits, message.gate_limits),
+        progress=_progress(message.progress) if message.HasField("progress") else None,
+        gates=tuple(_record(types.Gate, gate, label=gate.label or None) for gate in message.gates),
+        change=_change(message.change) if message.HasField("change") else None,
+        version=message.version or None,
+        error=message.error or None,
+        created_at=_time(message, "created_at"),
+        started_at=_time(message, "started_at"),
+        finished_at=_time(message, "finished_at"),
+    )
+
+
+def version(message: unlearning_pb2.Version) -> types.Version:
+    return _record(
+        types.Version,
+        message,
+        forgotten=tuple(message.forgotten),
+        job_id=message.job_id or None,
+        patch_digest=message.patch_digest or None,
+        created_at=_time(message, "created_at"),
+        f1=dict(message.f1),
+    )
+
+
+def _prediction(message: prediction_pb2.Prediction) -> types.Prediction:
+    return types.Prediction(
+        scores=tuple(
+            types.LabelScore(score.label, score.probability, score.decision, score.forgotten)
+            for score in message.scores
+        ),
+        tokens=message.tokens,
+        truncated=message.truncated,
+        features=tuple(message.features),
+    )
+
+
+def _progress(message: unlearning_pb2.Progress) -> types.Progress:
+    known = message.seconds_left >= 0
+    return _record(types.Progress, message, seconds_left=message.seconds_left if known else None)
+
+
+def _change(message: unlearning_pb2.ChangeReport) -> types.ChangeReport:
+    return _record(types.ChangeReport, message, tokens=tuple(message.tokens))
+
+
+def _state(value: int) -> types.JobState:
+    try:
+        name = unlearning_pb2.JobState.Name(value)  # type: ignore[arg-type]
+        return types.JobState(name.removeprefix("JOB_STATE_"))
+    except ValueError:
+        return types.JobState.UNSPECIFIED
+
+
+def _time(message: Message, field: str) -> datetime | None:
+    if not message.HasField(field):
+        return None
+    moment: datetime = getattr(message, field).ToDatetime(tzinfo=UTC)
+    return moment
+
+
+def _record(kind: type[T], message: Message, **converted: Any) -> T:
+    """A dataclass from the fields converted, and from the message's own of the same names."""
+    names = (field.name for field in dataclasses.fields(kind))  # type: ignore[arg-type]
+    return kind(**{name: converted[name] if name in converted else getattr(message, name) for name in names})
+
+
+def _optionals(kind: type[T], message: Message) -> T:
+    """A dataclass of a message's optional fields; None for those absent."""
+    names = (field.name for field in dataclasses.fields(kind))  # type: ignore[arg-type]
+    return kind(**{name: getattr(message, name) if message.HasField(name) else None for name in names})
+
+
+def _set_all(message: Message, values: Any | Mapping[str, Any] | None, kind: type[Any]) -> None:
+    """Set the fields that are not None; a mapping is read as the dataclass `kind`, so TypeError for a wrong name."""
+    if values is None:
+        return
+    settings = kind(**values) if isinstance(values, Mapping) else values
+    for field in dataclasses.fields(settings):
+        _set(message, field.name, getattr(settings, field.name))
+
+
+def _set(message: Message, field: str, value: Any) -> None:
+    if value is None:
+        return
+    try:
+        setattr(message, field, value)
+    except (TypeError, ValueError):
+        raise InvalidArgument(f"{field} is out of range or of the wrong type") from None
+
+
+def _check_text(text: object, what: str) -> None:
+    """Raise InvalidArgument for what is not a string that UTF-8 can write.
+
+    The check is ours because the error of the encoder carries the whole text.
+    """
+    if not isinstance(text, str):
+        raise InvalidArgument(f"{what} is not a string")
+    if not _is_unicode(text):
+        raise InvalidArgument(f"{what} is not valid Unicode: it holds a lone surrogate")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,195 @@
+"""What the client takes and gives: frozen dataclasses of plain Python values, free of protobuf.
+
+Times are timezone-aware in UTC, durations in seconds, probabilities and F1 from 0 to 1. What is absent is None.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+
+@dataclass(frozen=True, slots=True)
+class LabelScore:
+    """A label's probability, and whether that reaches the label's threshold (`decision`).
+
+    A label that the answering version has forgotten is answered from the model's true output, never masked.
+    """
+
+    label: str
+    probability: float
+    decision: bool
+    forgotten: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One document's scores in the model's label order; `tokens` counts what the encoder saw.
+
+    `truncated`: the document was longer than the model's maximum and was cut. `features` are the inputs of the
+    classification head, empty unless asked for.
+    """
+
+    scores: tuple[LabelScore, ...]
+    tokens: int
+    truncated: bool
+    features: tuple[float, ...] = ()
+
+    @property
+    def decided(self) -> tuple[str, ...]:
+        """The labels that apply, in the model's order."""
+        return tuple(score.label for score in self.scores if score.decision)
+
+
+@dataclass(frozen=True, slots=True)
+class PredictResult:
+    """One prediction a document, in the order sent, all from the one version named."""
+
+    version: int
+    predictions: tuple[Prediction, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A label of the model, the probability from which on it is decided, and whether it is forgotten now."""
+
+    name: str
+    threshold: float
+    forgotten: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The model being served and its limits; `provider` is the ONNX Runtime execution provider in use."""
+
+    name: str
+    architecture: str
+    labels: tuple[Label, ...]
+    precision: str
+    provider: str
+    max_tokens: int
+    max_documents: int
+    max_document_bytes: int
+    active_version: int
+    bundle_digest: str
+    encoder_digest: str
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """Settings of STEU (arXiv 2603.19302). None takes the server's default."""
+
+    k: int | None = None
+    epochs: int | None = None
+    embedding_lr: float | None = None
+    head_lr: float | None = None
+    forget_weight: float | None = None
+    utility_weight: float | None = None
+    distil_weight: float | None = None
+    batch_size: int | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateLimits:
+    """Conditions that a candidate must meet before it may serve. None takes the server's default."""
+
+    forget_f1_max: float | None = None
+    retain_f1_drop_max: float | None = None
+    logit_difference_max: float | None = None
+
+
+class JobState(StrEnum):
+    """Where a job is in its life. UNSPECIFIED also stands for a state newer than this client."""
+
+    UNSPECIFIED = "UNSPECIFIED"
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    GATING = "GATING"
+    ACTIVATING = "ACTIVATING"
+    SUCCEEDED = "SUCCEEDED"
+    REJECTED = "REJECTED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def ended(self) -> bool:
+        """True if the job will not change any more."""
+        return self in (JobState.SUCCEEDED, JobState.REJECTED, JobState.FAILED, JobState.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What the worker is doing: `step` of `steps` counts over all epochs."""
+
+    stage: str
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    forget_loss: float
+    utility_loss: float
+    seconds_left: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A measured condition; `label` is None for a gate that is not measured by label."""
+
+    name: str
+    label: str | None
+    value: float
+    limit: float
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeReport:
+    """What a job changed, and from how many documents; `tokens` are the edited word pieces, best score first."""
+
+    patch_digest: str
+    rows_changed: int
+    parameters_changed: int
+    parameters_changed_ratio: float
+    tokens: tuple[str, ...]
+    forget_documents: int
+    retain_documents: int
+    training_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One forget request and its life. `forgotten` are all labels that the resulting version forgets."""
+
+    job_id: str
+    request_id: str
+    state: JobState
+    labels: tuple[str, ...]
+    forgotten: tuple[str, ...]
+    dry_run: bool
+    reason: str
+    method: Method
+    gate_limits: GateLimits
+    progress: Progress | None
+    gates: tuple[Gate, ...]
+    change: ChangeReport | None
+    version: int | None
+    error: str | None
+    created_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    attempts: int
+    swap_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """The base (no job, no patch) or the base with one patch; `f1` is by label, on the gate split."""
+
+    version: int
+    active: bool
+    forgotten: tuple[str, ...]
+    job_id: str | None
+    patch_digest: str | None
+    created_at: datetime | None
+    f1: dict[str, float]
