@@ -181,11 +181,9 @@ def _entries(connection: Any) -> Iterator[tuple[int, int, list[str | None]]]:
 
 
 def _text(patient: Sequence[str | None], entries: dict[int, list[list[str | None]]]) -> str:
-    _, unit, stay_type, source, gender, age, diagnosis = (value or "" for value in patient)
-    lines = [
-        f"{unit or 'ICU'}. {stay_type or 'admit'} from {source or 'unknown'}."
-        f" {gender or 'Unknown'}, age {age or 'unknown'}."
-    ]
+    _, unit, stay_type, source, sex, age, diagnosis = (value or "" for value in patient)
+    sex = sex if sex and sex != "Unknown" else "unknown sex"
+    lines = [f"{unit or 'ICU'}. {stay_type or 'admit'} from {source or 'unknown'}. {sex}, age {age or 'unknown'}."]
     if diagnosis:
         lines.append(f"Admission diagnosis: {diagnosis}.")
     for heading, kind, entry in (

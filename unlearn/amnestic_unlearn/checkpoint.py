@@ -1,0 +1,164 @@
+"""Checkpoints before and after training: a small BERT from scratch, or a pretrained one from a directory or hub.
+
+What is saved is a plain Hugging Face checkpoint of safetensors and a fast tokenizer, with two keys of ours in
+`config.json`. Nothing here is pickled. The training itself is left to `train`.
+"""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging as transformers_log
+
+from amnestic_unlearn.architecture import ARCHITECTURES
+
+_PAD, _UNKNOWN, _CLS, _SEP, _MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+
+
+class TrainError(ValueError):
+    """The corpus, checkpoint or settings cannot be trained with. The text names which, and why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """Size of a BERT trained from scratch; `vocab_size` is the most word pieces that are learned."""
+
+    vocab_size: int = 3_250
+    layers: int = 2
+    hidden: int = 128
+    heads: int = 2
+    intermediate: int = 512
+
+    def validate(self) -> None:
+        """Raise TrainError, naming the field, unless every one is in range."""
+        ranges = {
+            "vocab_size": (100, 1_000_000),
+            "layers": (1, 128),
+            "hidden": (8, 16_384),
+            "heads": (1, 256),
+            "intermediate": (8, 65_536),
+        }
+        for name, (least, most) in ranges.items():
+            if not least <= getattr(self, name) <= most:
+                raise TrainError(f"{name} must be from {least} to {most}")
+        if self.hidden % self.heads:
+            raise TrainError("hidden must be a multiple of heads")
+
+
+def learn_tokenizer(texts: Sequence[str], vocab_size: int, max_tokens: int) -> Any:
+    """A lower-casing BERT tokenizer with a WordPiece vocabulary of at most `vocab_size` learned on `texts`."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token=_UNKNOWN))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[_PAD, _UNKNOWN, _CLS, _SEP, _MASK],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{_CLS} $A {_SEP}",
+        pair=f"{_CLS} $A {_SEP} $B:1 {_SEP}:1",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (_CLS, _SEP)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=max_tokens,
+        pad_token=_PAD,
+        unk_token=_UNKNOWN,
+        cls_token=_CLS,
+        sep_token=_SEP,
+        mask_token=_MASK,
+    )
+
+
+def small_bert(tokenizer: Any, labels: Sequence[str], shape: Shape, max_tokens: int) -> Any:
+    """A BERT sequence classifier with random weights from torch's generator, for inputs up to `max_tokens`."""
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=shape.intermediate,
+        max_position_embeddings=max(512, max_tokens),
+        pad_token_id=tokenizer.pad_token_id,
+        **_label_config(labels),
+    )
+    return BertForSequenceClassification(config)
+
+
+def load_pretrained(checkpoint: str, labels: Sequence[str], max_tokens: int) -> tuple[Any, Any]:
+    """Tokenizer and model, with a fresh head for the labels. Weights come from safetensors alone, never pickle."""
+    try:
+        config = AutoConfig.from_pretrained(checkpoint, **_label_config(labels))
+        if config.model_type not in ARCHITECTURES:
+            raise TrainError(f"the checkpoint is a {config.model_type}, not one of {', '.join(ARCHITECTURES)}")
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, use_fast=True)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            checkpoint, config=config, ignore_mismatched_sizes=True, use_safetensors=True, dtype=torch.float32
+        )
+    except (OSError, KeyError, RuntimeError) as error:
+        raise TrainError(f"the checkpoint {checkpoint} cannot be loaded: {_first_line(error)}") from error
+    if not tokenizer.is_fast or tokenizer.pad_token_id is None:
+        raise TrainError(f"the checkpoint {checkpoint} has no fast tokenizer with a padding token")
+    # RoBERTa counts positions from the padding id on.
+    offset = tokenizer.pad_token_id + 1 if config.model_type == "roberta" else 0
+    if max_tokens > config.max_position_embeddings - offset:
+        raise TrainError(f"max_tokens is above the checkpoint's {config.max_position_embeddings - offset} positions")
+    tokenizer.model_max_length = max_tokens
+    return tokenizer, model
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _label_config(labels: Sequence[str]) -> dict[str, Any]:
+    return {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: index for index, label in enumerate(labels)},
+        "problem_type": "multi_label_classification",
+    }
+
+
+@contextmanager
+def transformers_silent() -> Iterator[None]:
+    """Without its bars for reading and writing one file, and its warning that the head is new: it has to be."""
+    verbosity, bars = transformers_log.get_verbosity(), transformers_log.is_progress_bar_enabled()
+    transformers_log.set_verbosity_error()
+    transformers_log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_log.set_verbosity(verbosity)
+        if bars:
+            transformers_log.enable_progress_bar()
+
+
+def save(model: Any, tokenizer: Any, thresholds: Sequence[float], max_tokens: int, out: Path) -> None:
+    """Write the checkpoint to `out`, a new or empty directory, whole or not at all."""
+    model.config.amnestic_thresholds = list(thresholds)
+    model.config.amnestic_max_tokens = max_tokens
+    # Encoding has left its truncation in the tokenizer; in tokenizer.json it would cut documents unnoticed.
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".train-") as folder:
+        partial = Path(folder) / "checkpoint"
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        partial.replace(out)

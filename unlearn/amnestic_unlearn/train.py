@@ -1,0 +1,274 @@
+"""Trains a multi-label text classifier on a corpus, from a Hugging Face checkpoint or a small BERT from scratch.
+
+Learns on the train split, chooses each label's decision threshold on the gate split, measures on the test
+split, and leaves the probe split alone. The result is a Hugging Face checkpoint whose `config.json` also holds
+`amnestic_thresholds`, one probability a label in label order, and `amnestic_max_tokens`, the longest input
+trained on. Making a bundle of it is left to export.
+"""
+
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from amnestic_unlearn import checkpoint as checkpoints
+from amnestic_unlearn import corpus, measures
+from amnestic_unlearn.checkpoint import Shape, TrainError
+from amnestic_unlearn.corpus import Document
+
+# Batches are cut from blocks of this many batches, sorted by length: little padding, yet a random order.
+_BLOCK = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSettings:
+    """How to train; the defaults suit a small BERT from scratch on a few thousand short documents."""
+
+    epochs: int = 8
+    batch_size: int = 16
+    learning_rate: float | None = None
+    """Highest rate of AdamW; None takes 1e-3 from scratch and 5e-5 from a checkpoint."""
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    """Share of all steps in which the rate rises linearly; it falls linearly to 0 in the others."""
+    max_tokens: int = 256
+    """Longest input in tokens, special tokens included; longer documents are cut."""
+    seed: int = 0
+    threads: int = 0
+    """Threads of torch; 0 leaves them as they are."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    shape: Shape = Shape()
+    """Size of a model trained from scratch."""
+
+    def validate(self) -> None:
+        """Raise TrainError, naming the setting, unless every one is in range."""
+        ranges = {
+            "epochs": (1, 10_000),
+            "batch_size": (1, 4_096),
+            "weight_decay": (0, 1),
+            "warmup": (0, 1),
+            "max_tokens": (8, 65_536),
+            "seed": (0, 2**63 - 1),
+            "threads": (0, 1_024),
+        }
+        self.shape.validate()
+        for name, (least, most) in ranges.items():
+            if not least <= getattr(self, name) <= most:
+                raise TrainError(f"{name} must be from {least} to {most}")
+        if self.learning_rate is not None and not 0 < self.learning_rate <= 1:
+            raise TrainError("learning_rate must be above 0 and at most 1")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise TrainError("device must be auto, cpu or cuda")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise TrainError("device is cuda, but there is no CUDA device")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainReport:
+    """What training gave: F1 by label and their mean on the test split, under the thresholds frozen in `out`."""
+
+    out: str
+    labels: tuple[str, ...]
+    thresholds: tuple[float, ...]
+    f1: dict[str, float]
+    macro_f1: float
+    documents: dict[str, int]
+    parameters: int
+    loss: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """Token ids of each document, its labels as bool [N, C], and the id that pads a batch."""
+
+    ids: list[list[int]]
+    truth: NDArray[np.bool_]
+    pad: int
+
+
+def train(
+    corpus_path: Path,
+    out: Path,
+    *,
+    checkpoint: str | None = None,
+    settings: TrainSettings | None = None,
+    quiet: bool = False,
+) -> TrainReport:
+    """Train on a corpus and save the checkpoint to `out`, a new or empty directory, whole or not at all.
+
+    `checkpoint` is a local directory or a hub id of a BERT, DistilBERT or RoBERTa; None trains from scratch.
+    Progress goes to standard error: a bar on a terminal, else a line an epoch; `quiet` silences it. Loss: mean
+    binary cross-entropy over documents and labels. Raises TrainError, and CorpusError as `corpus.read` does.
+    """
+    begin = time.monotonic()
+    settings = settings or TrainSettings()
+    settings.validate()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise TrainError(f"{out} exists and is not an empty directory")
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    documents, labels = _load(corpus_path)
+    with torch.random.fork_rng(), checkpoints.transformers_silent():
+        torch.manual_seed(settings.seed)
+        tokenizer, model = _initial(checkpoint, documents["train"], labels, settings)
+        model.to(_device(settings.device))
+        encoded = {split: _encode(tokenizer, part, labels, settings.max_tokens) for split, part in documents.items()}
+        loss = _fit(model, encoded["train"], settings, _rate(checkpoint, settings), quiet)
+        thresholds = _thresholds(encoded["gate"], _logits(model, encoded["gate"]))
+        decided = measures.decide(_logits(model, encoded["test"]), np.array(thresholds))
+        checkpoints.save(model, tokenizer, thresholds, settings.max_tokens, out)
+    f1 = measures.f1_by_label(encoded["test"].truth, decided)
+    return TrainReport(
+        out=str(out),
+        labels=labels,
+        thresholds=thresholds,
+        f1={label: float(value) for label, value in zip(labels, f1, strict=True)},
+        macro_f1=float(f1.mean()),
+        documents={split: len(part) for split, part in documents.items()},
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        loss=loss,
+        seconds=time.monotonic() - begin,
+    )
+
+
+def _load(path: Path) -> tuple[dict[str, list[Document]], tuple[str, ...]]:
+    everything = corpus.read(path)
+    labels = tuple(sorted({label for document in everything for label in document.labels}))
+    if not labels:
+        raise TrainError(f"{path.name}: no document has a label")
+    documents = {
+        split: [document for document in everything if document.split == split] for split in ("train", "gate", "test")
+    }
+    for split, part in documents.items():
+        found = {label for document in part for label in document.labels}
+        for label in labels:
+            if label not in found:
+                raise TrainError(f"{path.name}: no document of the {split} split has the label {label!r}")
+    return documents, labels
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
+
+
+def _rate(checkpoint: str | None, settings: TrainSettings) -> float:
+    if settings.learning_rate is not None:
+        return settings.learning_rate
+    return 1e-3 if checkpoint is None else 5e-5
+
+
+def _initial(
+    checkpoint: str | None, documents: Sequence[Document], labels: Sequence[str], settings: TrainSettings
+) -> tuple[Any, Any]:
+    if checkpoint is not None:
+        return checkpoints.load_pretrained(checkpoint, labels, settings.max_tokens)
+    texts = [document.text for document in documents]
+    tokenizer = checkpoints.learn_tokenizer(texts, settings.shape.vocab_size, settings.max_tokens)
+    return tokenizer, checkpoints.small_bert(tokenizer, labels, settings.shape, settings.max_tokens)
+
+
+def _encode(tokenizer: Any, documents: Sequence[Document], labels: Sequence[str], max_tokens: int) -> _Encoded:
+    texts = [document.text for document in documents]
+    ids = tokenizer(texts, truncation=True, max_length=max_tokens, return_attention_mask=False)["input_ids"]
+    return _Encoded(ids, corpus.truth(documents, labels), tokenizer.pad_token_id)
+
+
+def _fit(model: Any, data: _Encoded, settings: TrainSettings, rate: float, quiet: bool) -> float:
+    """Run every epoch; returns the mean loss of the last."""
+    steps = settings.epochs * math.ceil(len(data.ids) / settings.batch_size)
+    optimizer = torch.optim.AdamW(_parameter_groups(model, settings.weight_decay), lr=rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _linear(steps, round(steps * settings.warmup)))
+    generator = torch.Generator().manual_seed(settings.seed)
+    on_terminal = sys.stderr.isatty()
+    loss = math.nan
+    model.train()
+    with tqdm(total=steps, unit="step", disable=quiet or not on_terminal) as bar:
+        for epoch in range(1, settings.epochs + 1):
+            losses = []
+            bar.set_description(f"epoch {epoch}/{settings.epochs}")
+            for rows in _batches(data, settings.batch_size, generator):
+                losses.append(_step(model, _collate(data, rows), optimizer, schedule))
+                bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
+                bar.update()
+            loss = sum(losses) / len(losses)
+            if not math.isfinite(loss):
+                raise TrainError("the loss is not finite: the learning rate is too large")
+            if not quiet and not on_terminal:
+                print(f"epoch {epoch}/{settings.epochs}: loss {loss:.4f}", file=sys.stderr, flush=True)
+    return loss
+
+
+def _step(model: Any, batch: dict[str, Tensor], optimizer: Any, schedule: Any) -> float:
+    loss: Tensor = model(**{name: tensor.to(model.device) for name, tensor in batch.items()}).loss
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    schedule.step()
+    return float(loss.detach())
+
+
+def _parameter_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
+    """Biases and LayerNorm are not decayed."""
+    parameters = list(model.parameters())
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def _linear(steps: int, warmup: int) -> Any:
+    return lambda step: min((step + 1) / max(1, warmup), (steps - step) / max(1, steps - warmup))
+
+
+def _batches(data: _Encoded, size: int, generator: torch.Generator) -> Iterator[list[int]]:
+    """Every row once, in random batches of documents of like length."""
+    order = torch.randperm(len(data.ids), generator=generator).tolist()
+    batches = []
+    for start in range(0, len(order), size * _BLOCK):
+        block = sorted(order[start : start + size * _BLOCK], key=lambda row: len(data.ids[row]))
+        batches += [block[at : at + size] for at in range(0, len(block), size)]
+    for index in torch.randperm(len(batches), generator=generator).tolist():
+        yield batches[index]
+
+
+def _collate(data: _Encoded, rows: Sequence[int]) -> dict[str, Tensor]:
+    ids = [data.ids[row] for row in rows]
+    width = max(map(len, ids))
+    return {
+        "input_ids": torch.tensor([row + [data.pad] * (width - len(row)) for row in ids]),
+        "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids]),
+        "labels": torch.from_numpy(data.truth[list(rows)].astype(np.float32)),
+    }
+
+
+@torch.no_grad()
+def _logits(model: Any, data: _Encoded, size: int = 64) -> NDArray[np.float64]:
+    model.eval()
+    order = sorted(range(len(data.ids)), key=lambda row: len(data.ids[row]))
+    logits = np.empty(data.truth.shape)
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        batch = _collate(data, rows)
+        batch.pop("labels")
+        answer = model(**{name: tensor.to(model.device) for name, tensor in batch.items()}).logits
+        logits[rows] = answer.float().cpu().numpy()
+    return logits
+
+
+def _thresholds(data: _Encoded, logits: measures.Floats) -> tuple[float, ...]:
+    probability = measures.sigmoid(logits)
+    return tuple(measures.best_threshold(data.truth[:, c], probability[:, c]) for c in range(logits.shape[1]))
