@@ -1,0 +1,65 @@
+"""The auditor's probe: it finds what is there, not what is not, and at the minimum of its loss."""
+
+import math
+
+import numpy as np
+
+from amnestic_unlearn.probe import fit, probe_auc
+
+
+def features(seed, signal, documents=400, width=12, share=0.3):
+    random = np.random.default_rng(seed)
+    truth = random.random(documents) < share
+    values = random.normal(size=(documents, width)).astype(np.float32)
+    values[:, 3] += signal * truth
+    return values, truth
+
+
+def test_finds_a_label_that_the_features_hold():
+    assert probe_auc(*features(0, 3.0), *features(1, 3.0)) > 0.95
+
+
+def test_finds_nothing_in_noise():
+    assert abs(probe_auc(*features(0, 0.0), *features(1, 0.0)) - 0.5) < 0.1
+
+
+def test_does_not_depend_on_scale_or_offset_of_a_feature():
+    train, truth = features(0, 1.0)
+    test, test_truth = features(1, 1.0)
+    scale, offset = np.linspace(0.01, 100, 12), np.linspace(-50, 50, 12)
+    moved = probe_auc(train * scale + offset, truth, test * scale + offset, test_truth)
+    assert abs(moved - probe_auc(train, truth, test, test_truth)) < 1e-4
+
+
+def test_the_same_features_give_the_same_probe():
+    assert probe_auc(*features(0, 1.0), *features(1, 1.0)) == probe_auc(*features(0, 1.0), *features(1, 1.0))
+
+
+def test_a_constant_feature_does_no_harm():
+    train, truth = features(0, 3.0)
+    train[:, 5] = 1.0
+    assert probe_auc(train, truth, train, truth) > 0.95
+
+
+def test_undefined_without_both_kinds_of_documents():
+    values, truth = features(0, 1.0)
+    assert math.isnan(probe_auc(values, np.zeros_like(truth), values, truth))
+    assert math.isnan(probe_auc(values, np.ones_like(truth), values, truth))
+    assert math.isnan(probe_auc(values, truth, values, np.zeros_like(truth)))
+
+
+def test_fit_is_the_minimum_of_the_balanced_loss():
+    values, truth = features(2, 1.5, documents=200, width=4)
+    values = (values - values.mean(axis=0)) / values.std(axis=0)
+    weights = fit(values, truth, l2=1.0)
+    # Newton's method, written out, to convergence.
+    inputs = np.column_stack([values, np.ones(len(values))]).astype(np.float64)
+    balance = np.where(truth, 0.5 / truth.mean(), 0.5 / (1 - truth.mean()))
+    penalty = np.diag([1.0, 1.0, 1.0, 1.0, 0.0])
+    solution = np.zeros(5)
+    for _ in range(50):
+        probability = 1 / (1 + np.exp(-inputs @ solution))
+        gradient = inputs.T @ (balance * (probability - truth)) + penalty @ solution
+        curvature = (inputs * (balance * probability * (1 - probability))[:, None]).T @ inputs + penalty
+        solution -= np.linalg.solve(curvature, gradient)
+    assert np.abs(weights - solution[:4]).max() < 1e-4
