@@ -143,6 +143,8 @@ class Batcher:
         self._engine_lock = threading.Lock()
         self._closed = False
         self._open_documents = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._threads = [
             threading.Thread(target=target, name=name, daemon=True)
             for name, target in (
@@ -176,6 +178,7 @@ class Batcher:
             raise QueueFullError
         call = self._call(snapshot, deadline, len(texts))
         self._open_documents += len(texts)
+        self._idle.clear()
         try:
             with self._changed:
                 self._texts.append((call, texts))
@@ -183,6 +186,8 @@ class Batcher:
             return await call.future, call.timings
         finally:
             self._open_documents -= len(texts)
+            if not self._open_documents:
+                self._idle.set()
 
     async def submit_encoded(self, rows: Sequence[Encoded], snapshot: Snapshot) -> list[Answer]:
         """Classify token ids at lower priority than traffic, without a deadline."""
@@ -192,6 +197,14 @@ class Batcher:
             self._background.put([Row(call, index, encoded) for index, encoded in enumerate(rows)])
             self._changed.notify_all()
         return await call.future
+
+    async def idle(self, seconds: float) -> bool:
+        """Wait until every admitted document is answered, for so long at most; false if some are not."""
+        try:
+            await asyncio.wait_for(self._idle.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
 
     def close(self) -> None:
         """Stop the threads once the batches in hand are done. Rows still waiting are not answered."""

@@ -91,6 +91,15 @@ class Engine:
         logits = _heads(features, prepared.groups)
         return Output(logits.cpu().numpy(), features.cpu().numpy())
 
+    def changed_rows(self, snapshot: Snapshot) -> torch.Tensor:
+        """Which rows of the embedding table, gathered as for serving, differ from the base's: bool [V], on the host."""
+        changed = []
+        for ids in torch.split(torch.arange(len(self._table), device=self.device), 4096):
+            embeddings = self._table[ids].unsqueeze(0)
+            _overlay(embeddings, ids.unsqueeze(0), snapshot, None)
+            changed.append((embeddings[0] != self._table[ids]).any(dim=1))
+        return torch.cat(changed).cpu()
+
     def warm_up(self, snapshot: Snapshot, max_tokens: int) -> None:
         """Run a few shapes, so that the first caller doesn't pay for allocation and lazy set-up."""
         for length in {*WARM_UP_LENGTHS, max_tokens}:

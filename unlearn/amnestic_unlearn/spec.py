@@ -108,6 +108,14 @@ class Failure:
     reason: str
 
 
+def read_report(folder: Path) -> dict[str, Any]:
+    """The worker's report; raises OSError or ValueError unless it is a JSON object."""
+    report = json.loads((folder / REPORT_FILE).read_text())
+    if not isinstance(report, dict):
+        raise ValueError("the report is not an object")
+    return report
+
+
 def encode_message(message: Progress | Failure) -> str:
     """One line of JSON for the pipe from worker to server."""
     return json.dumps({type(message).__name__.lower(): dataclasses.asdict(message)})

@@ -1,0 +1,233 @@
+"""One serving process from start to drain: `serve` tells the whole story."""
+
+import asyncio
+import logging
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health
+from prometheus_client import start_http_server
+
+from amnestic.v1 import prediction_pb2, prediction_pb2_grpc, unlearning_pb2, unlearning_pb2_grpc
+from amnestic_server import bundle as bundles
+from amnestic_server.batcher import Batcher, BatchStats
+from amnestic_server.bundle import Bundle
+from amnestic_server.engine import Engine, limit_library_threads
+from amnestic_server.errors import StartError
+from amnestic_server.evaluation import Evaluator, GateDocuments
+from amnestic_server.jobs import Jobs, LabelCounts
+from amnestic_server.metrics import Metrics
+from amnestic_server.prediction import Predictor
+from amnestic_server.rpc import PredictionService, UnlearningService
+from amnestic_server.settings import Settings, available_cpus
+from amnestic_server.store import Store
+from amnestic_server.tokenizer import DocumentTokenizer
+from amnestic_server.versions import Versions, load_snapshots
+from amnestic_unlearn import corpus as corpora
+from amnestic_unlearn.corpus import CorpusError, Document
+from amnestic_unlearn.manifest import BundleError
+
+log = logging.getLogger(__name__)
+
+SERVICES = (
+    "",
+    prediction_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name,
+    unlearning_pb2.DESCRIPTOR.services_by_name["UnlearningService"].full_name,
+)
+READY_LINE = "ready: grpc={grpc} metrics={metrics} version={version} provider={provider}"
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. Raises StartError if it can't start."""
+    limit_library_threads()
+    started = time.monotonic()
+    async with AsyncExitStack() as stack:
+        server, grpc_port = _bind(settings)
+        metrics = Metrics()
+        metrics_port = _serve_metrics(settings, metrics, stack)
+        bundle = _load_bundle(settings)
+        documents = _load_corpus(settings, bundle)
+
+        store = Store(settings.store, bundle.digest)
+        stack.callback(store.close)
+        engine = Engine(
+            bundle,
+            device=settings.device,
+            threads=settings.threads or available_cpus(),
+            spinning=settings.spinning,
+        )
+        snapshots = load_snapshots(bundle, store, engine)
+        engine.warm_up(snapshots.active, bundle.manifest.max_tokens)
+        _show_model(metrics, bundle, engine)
+
+        tokenizer = DocumentTokenizer(bundle.tokenizer, bundle.manifest.max_tokens)
+        batcher = Batcher(
+            engine,
+            tokenizer,
+            max_batch_tokens=max(settings.max_batch_tokens, bundle.manifest.max_tokens),
+            max_padding=settings.max_padding,
+            max_requests=settings.max_concurrent_requests,
+            max_queue_tokens=settings.max_queue_tokens,
+            on_batch=_batch_observer(metrics),
+        )
+        stack.callback(batcher.close)
+        metrics.watch_queue(lambda: batcher.queue_rows, lambda: batcher.queue_tokens, lambda: batcher.open_documents)
+        evaluator, counts = _evaluation(bundle, batcher, tokenizer, documents)
+        documents.clear()
+        versions = Versions(bundle, store, snapshots, engine, evaluator, metrics)
+        jobs = Jobs(
+            bundle=bundle,
+            store=store,
+            snapshots=snapshots,
+            versions=versions,
+            engine=engine,
+            evaluator=evaluator,
+            counts=counts,
+            settings=settings,
+            metrics=metrics,
+        )
+        predictor = Predictor(batcher, bundle.manifest, settings, metrics)
+        prediction_pb2_grpc.add_PredictionServiceServicer_to_server(
+            PredictionService(predictor, snapshots, bundle, engine, settings, metrics), server
+        )
+        unlearning_pb2_grpc.add_UnlearningServiceServicer_to_server(UnlearningService(jobs, versions, metrics), server)
+        health_service = health.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
+
+        stopping = _on_signals()
+        await server.start()
+        await jobs.start()
+        versions.measure_active()
+        await _set_health(health_service, health_pb2.HealthCheckResponse.SERVING)
+        metrics.ready.set(1)
+        log.info("ready after %.1f s", time.monotonic() - started)
+        print(
+            READY_LINE.format(
+                grpc=f"{settings.host}:{grpc_port}",
+                metrics=f"{settings.host}:{metrics_port}",
+                version=snapshots.active.version,
+                provider=engine.provider,
+            ),
+            flush=True,
+        )
+        await stopping.wait()
+
+        log.info("draining")
+        metrics.ready.set(0)
+        await _set_health(health_service, health_pb2.HealthCheckResponse.NOT_SERVING)
+        predictor.drain()
+        versions.stop_measuring()
+        await jobs.close()
+        if not await batcher.idle(settings.exit_timeout_secs):
+            log.warning("stopping with %d documents unanswered", batcher.open_documents)
+        await server.stop(grace=1.0)
+        log.info("stopped")
+
+
+def _bind(settings: Settings) -> tuple[grpc.aio.Server, int]:
+    """Take the port before anything slow, so that a port in use is told at once."""
+    server = grpc.aio.server(
+        options=[
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", settings.max_message_bytes),
+            ("grpc.max_send_message_length", -1),
+        ]
+    )
+    try:
+        return server, server.add_insecure_port(f"{settings.host}:{settings.grpc_port}")
+    except RuntimeError as error:
+        raise StartError(f"cannot listen on {settings.host}:{settings.grpc_port}: is the port in use?") from error
+
+
+def _serve_metrics(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> int:
+    try:
+        server, thread = start_http_server(settings.metrics_port, settings.host, metrics.registry)
+    except OSError as error:
+        raise StartError(f"cannot listen on {settings.host}:{settings.metrics_port}: is the port in use?") from error
+
+    def close() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    stack.callback(close)
+    return int(server.server_port)
+
+
+def _load_bundle(settings: Settings) -> Bundle:
+    try:
+        return bundles.load(settings.bundle)
+    except BundleError as error:
+        raise StartError(f"the bundle cannot be used: {error}") from error
+
+
+def _load_corpus(settings: Settings, bundle: Bundle) -> list[Document]:
+    if settings.corpus is None:
+        log.warning("no --corpus: this server predicts, and refuses to unlearn")
+        return []
+    try:
+        return corpora.read(settings.corpus, bundle.manifest.labels, ("train", "gate"))
+    except CorpusError as error:
+        raise StartError(f"the corpus cannot be used: {error}") from error
+
+
+def _evaluation(
+    bundle: Bundle, batcher: Batcher, tokenizer: DocumentTokenizer, documents: Sequence[Document]
+) -> tuple[Evaluator | None, LabelCounts | None]:
+    gate = [document for document in documents if document.split == "gate"]
+    if not gate:
+        return None, None
+    evaluator = Evaluator(batcher, bundle.manifest, GateDocuments.of(gate, bundle.manifest.labels, tokenizer))
+    counts = {
+        split: Counter(label for document in documents if document.split == split for label in document.labels)
+        for split in ("train", "gate")
+    }
+    return evaluator, LabelCounts(**counts)
+
+
+def _show_model(metrics: Metrics, bundle: Bundle, engine: Engine) -> None:
+    manifest = bundle.manifest
+    metrics.model.info(
+        {
+            "name": manifest.name,
+            "architecture": manifest.architecture,
+            "precision": manifest.precision,
+            "provider": engine.provider,
+            "bundle": bundle.digest,
+        }
+    )
+    log.info("%s (%s, %s) on %s", manifest.name, manifest.architecture, manifest.precision, engine.provider)
+
+
+def _batch_observer(metrics: Metrics) -> Callable[[BatchStats], None]:
+    def observe(stats: BatchStats) -> None:
+        metrics.batch_rows.observe(stats.rows)
+        metrics.batch_tokens.observe(stats.padded_tokens)
+        metrics.tokens.inc(stats.tokens)
+        metrics.padding_tokens.inc(stats.padded_tokens - stats.tokens)
+
+    return observe
+
+
+def _on_signals() -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT; a second one ends the process at once."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def stop(number: signal.Signals) -> None:
+        loop.remove_signal_handler(number)
+        stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, number)
+    return stopping
+
+
+async def _set_health(service: health.HealthServicer, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+    for name in SERVICES:
+        await service.set(name, status)

@@ -1,0 +1,68 @@
+"""`amnestic serve`: every field of `Settings` is a flag with an environment twin."""
+
+import asyncio
+import dataclasses
+import logging
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from amnestic_server.app import serve
+from amnestic_server.errors import StartError
+from amnestic_server.settings import DEVICES, Settings
+
+EXAMPLE = """\b
+Example:
+  amnestic serve --bundle bundle --store store --corpus corpus.parquet
+"""
+
+
+def _options(command: Callable[..., None]) -> Callable[..., None]:
+    hints = typing.get_type_hints(Settings)
+    for field in reversed(dataclasses.fields(Settings)):
+        flag = f"--{field.name.replace('_', '-')}"
+        required = field.default is dataclasses.MISSING
+        command = click.option(
+            f"{flag}/--no-{flag[2:]}" if hints[field.name] is bool else flag,
+            field.name,
+            type=_type(field.name, hints[field.name]),
+            required=required,
+            default=None if required else field.default,
+            show_default=not required and field.default is not None,
+            envvar=f"AMNESTIC_{field.name.upper()}",
+            show_envvar=True,
+            help=field.metadata["help"],
+        )(command)
+    return command
+
+
+def _type(name: str, hint: Any) -> Any:
+    if name == "device":
+        return click.Choice(DEVICES)
+    if isinstance(hint, types.UnionType):
+        hint = typing.get_args(hint)[0]
+    return click.Path(path_type=Path) if hint is Path else hint
+
+
+@click.command(epilog=EXAMPLE)
+@_options
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    envvar="AMNESTIC_LOG_LEVEL",
+    show_envvar=True,
+    help="What is logged to standard error.",
+)
+def command(log_level: str, **values: Any) -> None:
+    """Serve a bundle over gRPC, ready to forget labels of the corpus while it serves."""
+    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        asyncio.run(serve(Settings(**values)))
+    except (StartError, ValueError) as error:
+        raise click.ClickException(str(error)) from error

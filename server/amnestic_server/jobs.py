@@ -1,0 +1,411 @@
+"""The life of an unlearn job: request, queue, worker, gates, activation.
+
+One job runs at a time. Everything here is on the event loop's thread; the store's transactions run on others. A job
+that was running when the server stopped is begun again at the next start; one that had its version committed is done.
+"""
+
+import asyncio
+import dataclasses
+import logging
+import shutil
+import time
+import uuid
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from amnestic_server import gates
+from amnestic_server.bundle import Bundle
+from amnestic_server.engine import Engine
+from amnestic_server.errors import (
+    AlreadyExistsError,
+    DrainingError,
+    InvalidArgumentError,
+    NotFoundError,
+    PreconditionError,
+)
+from amnestic_server.evaluation import Evaluator
+from amnestic_server.gates import Gate
+from amnestic_server.metrics import Metrics
+from amnestic_server.settings import Settings
+from amnestic_server.snapshot import BASE_VERSION, Snapshot, Snapshots, patched_snapshot
+from amnestic_server.store import JobRecord, JobState, Store
+from amnestic_server.versions import Versions
+from amnestic_server.worker import WorkerError, run_worker
+from amnestic_unlearn.manifest import ENCODER_ONNX, file_digest
+from amnestic_unlearn.patch import Patch, PatchError
+from amnestic_unlearn.spec import EVIDENCE_FILE, PATCH_FILE, GateLimits, JobSpec, Method, Progress, read_report
+
+log = logging.getLogger(__name__)
+
+MIN_FORGET_DOCUMENTS = 10
+MIN_GATE_DOCUMENTS = 1
+
+
+@dataclass(frozen=True, slots=True)
+class UnlearnRequest:
+    """What a caller asked for; what is stored of a job, and compared when its request id comes again."""
+
+    labels: tuple[str, ...]
+    dry_run: bool = False
+    reason: str = ""
+    method: Method = field(default_factory=Method)
+    limits: GateLimits = field(default_factory=GateLimits)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "labels": list(self.labels)}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "UnlearnRequest":
+        return cls(
+            labels=tuple(fields["labels"]),
+            dry_run=fields["dry_run"],
+            reason=fields["reason"],
+            method=Method(**fields["method"]),
+            limits=GateLimits(**fields["limits"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """A job as it is stored, and where it is at this moment."""
+
+    record: JobRecord
+    request: UnlearnRequest
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True)
+class LabelCounts:
+    """Documents of each label in the corpus's train and gate splits."""
+
+    train: Mapping[str, int]
+    gate: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """A patch that the worker made, checked, and ready to be gated."""
+
+    data: bytes
+    patch: Patch
+    snapshot: Snapshot
+    torch_logits: np.ndarray[Any, np.dtype[np.float32]]
+    report: dict[str, Any]
+
+
+class Jobs:
+    """Takes requests, runs jobs one after the other, and tells who watches."""
+
+    def __init__(
+        self,
+        *,
+        bundle: Bundle,
+        store: Store,
+        snapshots: Snapshots,
+        versions: Versions,
+        engine: Engine,
+        evaluator: Evaluator | None,
+        counts: LabelCounts | None,
+        settings: Settings,
+        metrics: Metrics,
+    ) -> None:
+        self._bundle = bundle
+        self._store = store
+        self._snapshots = snapshots
+        self._versions = versions
+        self._engine = engine
+        self._evaluator = evaluator
+        self._counts = counts
+        self._settings = settings
+        self._metrics = metrics
+        self._queue: deque[str] = deque()
+        self._queued = asyncio.Event()
+        self._requesting = asyncio.Lock()
+        self._pulse = asyncio.Event()
+        self._progress: dict[str, Progress] = {}
+        self._base_logits: np.ndarray[Any, np.dtype[np.float32]] | None = None
+        self._running: tuple[str, asyncio.Task[None]] | None = None
+        self._activating = False
+        self._closed = False
+        self._main: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Take up the jobs that the last process left, and begin to run."""
+        for record in await asyncio.to_thread(self._store.unfinished_jobs):
+            await self._recover(record)
+        await self._show_counts()
+        self._main = asyncio.create_task(self._run_forever())
+
+    async def close(self) -> None:
+        """Stop the worker, if one runs, and let go of who watches. The job is begun again at the next start."""
+        self._closed = True
+        self._notify()
+        if self._running is not None and not self._activating:
+            self._running[1].cancel()
+        if self._main is not None:
+            self._queued.set()
+            await asyncio.gather(self._main, return_exceptions=True)
+
+    async def request(self, request: UnlearnRequest, request_id: str | None) -> JobView:
+        """Queue a job, or find the one that the same request id made before."""
+        async with self._requesting:
+            record = JobRecord(uuid.uuid4().hex, request_id, request.to_json(), JobState.QUEUED, created_at=time.time())
+            known = await asyncio.to_thread(self._store.job_of_request, record)
+            if known is not None:
+                return self._view(known)
+            await self._check(request)
+            await asyncio.to_thread(self._store.add_job, record)
+            self._enqueue(record.job_id)
+        await self._show_counts()
+        return self._view(record)
+
+    async def get(self, job_id: str) -> JobView:
+        return self._view(await asyncio.to_thread(self._store.job, job_id))
+
+    async def recent(self, limit: int) -> list[JobView]:
+        """The newest first."""
+        return [self._view(record) for record in await asyncio.to_thread(self._store.jobs, limit)]
+
+    async def watch(self, job_id: str) -> AsyncIterator[JobView]:
+        """The job at once and after each change, until it has ended; raises DrainingError if the server stops."""
+        shown = None
+        while True:
+            pulse = self._pulse
+            view = await self.get(job_id)
+            if view != shown:
+                yield view
+                shown = view
+            if view.record.state.ended:
+                return
+            if self._closed:
+                raise DrainingError
+            await pulse.wait()
+
+    async def cancel(self, job_id: str) -> JobView:
+        """Stop a job; raises PreconditionError if it has ended or its version is being activated."""
+        view = await self.get(job_id)
+        if view.record.state.ended:
+            raise PreconditionError("the job has ended")
+        if self._running is not None and self._running[0] == job_id:
+            if self._activating:
+                raise PreconditionError("the job's version is being activated")
+            task = self._running[1]
+            task.cancel()
+            await asyncio.wait([task])
+        elif job_id in self._queue:
+            self._queue.remove(job_id)
+            await self._end(view.record, JobState.CANCELLED)
+        return await self.get(job_id)
+
+    async def _check(self, request: UnlearnRequest) -> None:
+        """Refuse what can't succeed, before a job is made of it. Positions are told, never the input itself."""
+        try:
+            request.method.validate()
+            request.limits.validate()
+        except ValueError as error:
+            raise InvalidArgumentError(str(error)) from None
+        labels = self._bundle.manifest.labels
+        if not request.labels:
+            raise InvalidArgumentError("no label to forget")
+        if len(set(request.labels)) != len(request.labels):
+            raise InvalidArgumentError("a label is named twice")
+        for position, label in enumerate(request.labels, start=1):
+            if label not in labels:
+                raise NotFoundError(f"label {position} of the request is not one of the model's")
+        if self._evaluator is None or self._counts is None:
+            raise PreconditionError("the server has no corpus: start it with --corpus")
+        for label in request.labels:
+            if label in self._snapshots.active.forgotten:
+                raise PreconditionError(f"{label} is already forgotten")
+            if self._counts.train.get(label, 0) < MIN_FORGET_DOCUMENTS:
+                raise PreconditionError(
+                    f"the corpus has fewer than {MIN_FORGET_DOCUMENTS} training documents of {label}"
+                )
+            if self._counts.gate.get(label, 0) < MIN_GATE_DOCUMENTS:
+                raise PreconditionError(f"the corpus has no gate documents of {label}")
+        if self._union(request) >= set(labels):
+            raise InvalidArgumentError("at least one label must be kept")
+        for record in await asyncio.to_thread(self._store.unfinished_jobs):
+            if set(record.request["labels"]) & set(request.labels):
+                raise AlreadyExistsError("an unfinished job is about to forget one of these labels")
+
+    async def _recover(self, record: JobRecord) -> None:
+        if record.state is JobState.ACTIVATING:
+            # Its version was committed, and no call of the process before is in flight any more.
+            await self._end(record, JobState.SUCCEEDED)
+        elif record.attempts >= self._settings.max_job_attempts:
+            await self._end(record, JobState.FAILED, f"begun {record.attempts} times without coming to an end")
+        else:
+            await asyncio.to_thread(self._store.update_job, record.job_id, JobState.QUEUED, record.detail)
+            self._enqueue(record.job_id)
+
+    def _enqueue(self, job_id: str) -> None:
+        self._queue.append(job_id)
+        self._queued.set()
+        self._notify()
+
+    async def _run_forever(self) -> None:
+        while not self._closed:
+            if not self._queue:
+                self._queued.clear()
+                await self._queued.wait()
+                continue
+            job_id = self._queue.popleft()
+            task = asyncio.create_task(self._run(job_id))
+            self._running = (job_id, task)
+            await asyncio.wait([task])
+            self._running = None
+
+    async def _run(self, job_id: str) -> None:
+        """One job from its start to its end, whatever that is."""
+        record = await asyncio.to_thread(self._store.job, job_id)
+        request = UnlearnRequest.from_json(record.request)
+        started = time.monotonic()
+        forgotten = tuple(label for label in self._bundle.manifest.labels if label in self._union(request))
+        detail: dict[str, Any] = {"forgotten": forgotten}
+        folder = self._store.work_folder(job_id)
+        try:
+            await asyncio.to_thread(self._store.start_job, job_id, detail)
+            await self._show_counts()
+            candidate = await self._train(job_id, request, forgotten)
+            detail["change"] = candidate.report
+            await self._update(job_id, JobState.GATING, detail)
+            measured = await self._measure(candidate, forgotten, request.limits)
+            detail["gates"] = [{**dataclasses.asdict(gate), "passed": gate.passed} for gate in measured]
+            state = await self._decide(job_id, request, forgotten, candidate, measured, detail)
+            error = ""
+        except asyncio.CancelledError:
+            if self._closed:
+                return
+            state, error = JobState.CANCELLED, ""
+        except (WorkerError, PatchError) as failure:
+            state, error = JobState.FAILED, str(failure)
+        except Exception as failure:
+            log.exception("job %s failed", job_id)
+            state, error = JobState.FAILED, f"internal error: {type(failure).__name__}"
+        finally:
+            self._activating = False
+            self._progress.pop(job_id, None)
+            self._metrics.job_progress.set(0)
+            await asyncio.to_thread(shutil.rmtree, folder, True)
+        await self._end(dataclasses.replace(record, detail=detail), state, error)
+        self._metrics.job_seconds.labels(state.value).observe(time.monotonic() - started)
+
+    async def _train(self, job_id: str, request: UnlearnRequest, forgotten: tuple[str, ...]) -> Candidate:
+        assert self._settings.corpus is not None
+        folder = self._store.work_folder(job_id)
+        await asyncio.to_thread(shutil.rmtree, folder, True)
+        folder.mkdir()
+        spec = JobSpec(
+            job_id=job_id,
+            bundle=str(self._settings.bundle.resolve()),
+            corpus=str(self._settings.corpus.resolve()),
+            forget=forgotten,
+            method=request.method,
+            threads=self._settings.worker_threads,
+            memory_bytes=self._settings.worker_memory_mb * 2**20,
+        )
+
+        def on_progress(progress: Progress) -> None:
+            self._progress[job_id] = progress
+            if progress.steps:
+                self._metrics.job_progress.set(progress.step / progress.steps)
+            self._notify()
+
+        await run_worker(spec, folder, self._settings.worker_timeout_secs, on_progress)
+        return await asyncio.to_thread(self._load_candidate, job_id, forgotten)
+
+    def _load_candidate(self, job_id: str, forgotten: tuple[str, ...]) -> Candidate:
+        folder = self._store.work_folder(job_id)
+        try:
+            data = (folder / PATCH_FILE).read_bytes()
+            evidence = load_file(folder / EVIDENCE_FILE)["gate_logits"]
+            report = read_report(folder)
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise WorkerError("the worker left no whole result") from error
+        patch = Patch.from_bytes(data)
+        if patch.forgotten != forgotten:
+            raise PatchError("the patch forgets other labels than were asked for")
+        snapshot = patched_snapshot(self._bundle, patch, 0, self._engine.device)
+        return Candidate(data, patch, snapshot, evidence.numpy(), report)
+
+    async def _measure(self, candidate: Candidate, forgotten: tuple[str, ...], limits: GateLimits) -> list[Gate]:
+        """Every gate, on the served path: the same engine, precision and queue that answer callers."""
+        evaluator = self._evaluator
+        assert evaluator is not None
+        if self._base_logits is None:
+            self._base_logits = await evaluator.logits(self._snapshots.get(BASE_VERSION))
+        served = await evaluator.logits(candidate.snapshot)
+        changed_digests = await asyncio.to_thread(self._changed_digests, candidate)
+        changed_rows = await asyncio.to_thread(self._wrongly_changed_rows, candidate)
+        return [
+            *gates.behaviour(evaluator.f1(self._base_logits), evaluator.f1(served), forgotten, limits),
+            gates.encoder_unchanged(changed_digests),
+            gates.only_declared_changed(changed_rows),
+            gates.logit_difference(candidate.torch_logits, served, limits),
+        ]
+
+    def _changed_digests(self, candidate: Candidate) -> int:
+        report = candidate.report
+        return int(file_digest(self._bundle.encoder) != self._bundle.manifest.files[ENCODER_ONNX]) + int(
+            report["encoder_digest_before"] != report["encoder_digest_after"]
+        )
+
+    def _wrongly_changed_rows(self, candidate: Candidate) -> int:
+        """Rows of the table, as the engine would gather them, that changed undeclared or are declared and did not."""
+        declared = torch.zeros(self._bundle.manifest.vocab_size, dtype=torch.bool)
+        declared[candidate.patch.row_ids] = True
+        return int((self._engine.changed_rows(candidate.snapshot) != declared).sum())
+
+    async def _decide(
+        self,
+        job_id: str,
+        request: UnlearnRequest,
+        forgotten: tuple[str, ...],
+        candidate: Candidate,
+        measured: list[Gate],
+        detail: dict[str, Any],
+    ) -> JobState:
+        if not all(gate.passed for gate in measured):
+            return JobState.REJECTED
+        if request.dry_run:
+            return JobState.SUCCEEDED
+        # From here on the job can't be cancelled: what is committed is served.
+        self._activating = True
+        version, detail["swap_seconds"] = await self._versions.activate_patch(
+            job_id, forgotten, candidate.data, candidate.patch, detail
+        )
+        log.info("job %s made version %d, which has forgotten %s", job_id, version, ", ".join(forgotten))
+        return JobState.SUCCEEDED
+
+    def _union(self, request: UnlearnRequest) -> set[str]:
+        return {*self._snapshots.active.forgotten, *request.labels}
+
+    async def _end(self, record: JobRecord, state: JobState, error: str = "") -> None:
+        log.info("job %s: %s %s", record.job_id, state.value, error)
+        await self._update(record.job_id, state, record.detail, error)
+
+    async def _update(self, job_id: str, state: JobState, detail: dict[str, Any], error: str = "") -> None:
+        await asyncio.to_thread(self._store.update_job, job_id, state, detail, error)
+        await self._show_counts()
+
+    async def _show_counts(self) -> None:
+        self._metrics.show_jobs(await asyncio.to_thread(self._store.job_counts))
+        self._notify()
+
+    def _notify(self) -> None:
+        """Wake everyone who watches."""
+        self._pulse.set()
+        self._pulse = asyncio.Event()
+
+    def _view(self, record: JobRecord) -> JobView:
+        return JobView(
+            record, UnlearnRequest.from_json(record.request), self._progress.get(record.job_id, Progress(""))
+        )

@@ -1,0 +1,129 @@
+"""Every Prometheus metric of the server, in a registry of its own. Label values are bounded: gRPC methods and codes,
+job states, and the model's labels.
+"""
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    Info,
+    PlatformCollector,
+    ProcessCollector,
+)
+
+from amnestic_server.store import JobState
+
+LATENCY_BUCKETS = (
+    0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75,
+    1, 2, 5, 10,
+)  # fmt: skip
+SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+TOKEN_BUCKETS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384)
+JOB_BUCKETS = (1, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21_600)
+
+
+class Metrics:
+    """Made once a process; handed to whoever measures."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+        self.requests = Counter(
+            "amnestic_requests",
+            "Calls answered, by method and gRPC status code.",
+            ["method", "code"],
+            registry=registry,
+        )
+        self.request_seconds = Histogram(
+            "amnestic_request_seconds",
+            "Time from a call's arrival to its answer, in seconds.",
+            ["method"],
+            buckets=LATENCY_BUCKETS,
+            registry=registry,
+        )
+        self.stage_seconds = Histogram(
+            "amnestic_stage_seconds",
+            "Time of a prediction in each stage (tokenizer, queue, engine), in seconds.",
+            ["stage"],
+            buckets=LATENCY_BUCKETS,
+            registry=registry,
+        )
+        self.documents = Counter("amnestic_documents", "Documents answered.", registry=registry)
+        self.truncated = Counter("amnestic_truncated_documents", "Documents answered that were cut.", registry=registry)
+        self.batch_rows = Histogram(
+            "amnestic_batch_rows", "Documents in a pass of the encoder.", buckets=SIZE_BUCKETS, registry=registry
+        )
+        self.batch_tokens = Histogram(
+            "amnestic_batch_tokens",
+            "Tokens in a pass of the encoder, padding included.",
+            buckets=TOKEN_BUCKETS,
+            registry=registry,
+        )
+        self.padding_tokens = Counter(
+            "amnestic_padding_tokens", "Tokens computed that were padding.", registry=registry
+        )
+        self.tokens = Counter("amnestic_tokens", "Tokens computed, without padding.", registry=registry)
+        self.queue_rows = Gauge("amnestic_queue_rows", "Documents waiting for the encoder.", registry=registry)
+        self.queue_tokens = Gauge("amnestic_queue_tokens", "Tokens waiting for the encoder.", registry=registry)
+        self.open_documents = Gauge(
+            "amnestic_open_documents", "Documents admitted and not yet answered.", registry=registry
+        )
+        self.active_version = Gauge("amnestic_active_version", "The version that answers.", registry=registry)
+        self.swaps = Counter("amnestic_swaps", "Changes of the active version.", registry=registry)
+        self.swap_seconds = Histogram(
+            "amnestic_swap_seconds",
+            "Time from the swap to the last answer of the version before, in seconds.",
+            buckets=LATENCY_BUCKETS,
+            registry=registry,
+        )
+        self.jobs = Gauge("amnestic_jobs", "Unlearn jobs by state.", ["state"], registry=registry)
+        self.job_seconds = Histogram(
+            "amnestic_job_seconds",
+            "Time from a job's start to its end, in seconds.",
+            ["state"],
+            buckets=JOB_BUCKETS,
+            registry=registry,
+        )
+        self.job_progress = Gauge(
+            "amnestic_job_progress_ratio", "Steps done of the running job, 0 to 1; 0 without one.", registry=registry
+        )
+        self.forget_f1 = Gauge(
+            "amnestic_forget_f1",
+            "F1 of each forgotten label on the gate split, through the served path.",
+            ["label"],
+            registry=registry,
+        )
+        self.retain_f1 = Gauge(
+            "amnestic_retain_f1",
+            "F1 of each label not forgotten on the gate split, through the served path.",
+            ["label"],
+            registry=registry,
+        )
+        self.model = Info("amnestic_model", "The model served and the provider in use.", registry=registry)
+        self.ready = Gauge("amnestic_ready", "1 while the server takes calls.", registry=registry)
+
+    def show_f1(self, f1: dict[str, float], forgotten: Iterable[str]) -> None:
+        """Replace the F1 gauges; a label is on just one of the two."""
+        gone = set(forgotten)
+        self.forget_f1.clear()
+        self.retain_f1.clear()
+        for label, value in f1.items():
+            (self.forget_f1 if label in gone else self.retain_f1).labels(label).set(value)
+
+    def show_jobs(self, counts: dict[JobState, int]) -> None:
+        for state in JobState:
+            self.jobs.labels(state.value).set(counts.get(state, 0))
+
+    def watch_queue(
+        self, rows: Callable[[], int], tokens: Callable[[], int], open_documents: Callable[[], int]
+    ) -> None:
+        """Read the queue's depth when the metrics are scraped."""
+        self.queue_rows.set_function(rows)
+        self.queue_tokens.set_function(tokens)
+        self.open_documents.set_function(open_documents)

@@ -1,0 +1,78 @@
+"""A prediction from checked texts to scores: validation, the batcher, thresholds. Knows nothing of gRPC."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amnestic_server.batcher import Batcher
+from amnestic_server.errors import DrainingError, InvalidArgumentError
+from amnestic_server.metrics import Metrics
+from amnestic_server.settings import Settings
+from amnestic_server.snapshot import Snapshot
+from amnestic_unlearn import measures
+from amnestic_unlearn.manifest import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentScores:
+    """One document's answer: a probability and a decision a label in model order; features float32 [h]."""
+
+    probabilities: list[float]
+    decisions: list[bool]
+    tokens: int
+    truncated: bool
+    features: NDArray[np.float32]
+
+
+class Predictor:
+    """Answers documents with one snapshot, until it is told to drain."""
+
+    def __init__(self, batcher: Batcher, manifest: Manifest, settings: Settings, metrics: Metrics) -> None:
+        self._batcher = batcher
+        self._thresholds = np.array(manifest.thresholds)
+        self._settings = settings
+        self._metrics = metrics
+        self._draining = False
+
+    def drain(self) -> None:
+        """Refuse new documents from now on."""
+        self._draining = True
+
+    async def predict(
+        self, texts: Sequence[str], snapshot: Snapshot, seconds_left: float | None
+    ) -> list[DocumentScores]:
+        """One answer a text, in order; raises an AmnesticError."""
+        if self._draining:
+            raise DrainingError
+        check_texts(texts, self._settings)
+        deadline = float("inf") if seconds_left is None else time.monotonic() + seconds_left
+        answers, timings = await self._batcher.submit(texts, snapshot, deadline)
+        logits = np.stack([answer.logits for answer in answers])
+        probabilities = measures.sigmoid(logits.astype(np.float64))
+        rows = zip(answers, probabilities.tolist(), (probabilities >= self._thresholds).tolist(), strict=True)
+        scores = [
+            DocumentScores(probability, decisions, answer.tokens, answer.truncated, answer.features)
+            for answer, probability, decisions in rows
+        ]
+        for stage in ("tokenizer", "queue", "engine"):
+            self._metrics.stage_seconds.labels(stage).observe(getattr(timings, stage))
+        self._metrics.documents.inc(len(texts))
+        self._metrics.truncated.inc(sum(score.truncated for score in scores))
+        return scores
+
+
+def check_texts(texts: Sequence[str], settings: Settings) -> None:
+    """Raise InvalidArgumentError, naming the document by its position from 1, never by its text."""
+    if not texts:
+        raise InvalidArgumentError("the call has no document")
+    if len(texts) > settings.max_documents:
+        raise InvalidArgumentError(f"the call has more than {settings.max_documents} documents")
+    for position, text in enumerate(texts, start=1):
+        if not text or text.isspace():
+            raise InvalidArgumentError(f"document {position} is empty")
+        # A character takes at most 4 bytes: encode only what could be too long.
+        if len(text) * 4 > settings.max_document_bytes and len(text.encode()) > settings.max_document_bytes:
+            raise InvalidArgumentError(f"document {position} is larger than {settings.max_document_bytes} bytes")

@@ -1,0 +1,313 @@
+"""The gRPC services. A method converts, calls, converts; errors become status codes in one place.
+
+This is the only module that knows protobuf messages.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from functools import wraps
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+import grpc.aio
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from amnestic.v1 import prediction_pb2 as prediction
+from amnestic.v1 import prediction_pb2_grpc, unlearning_pb2_grpc
+from amnestic.v1 import unlearning_pb2 as unlearning
+from amnestic_server.bundle import Bundle
+from amnestic_server.engine import Engine
+from amnestic_server.errors import AmnesticError, InvalidArgumentError
+from amnestic_server.jobs import Jobs, JobView, UnlearnRequest
+from amnestic_server.metrics import Metrics
+from amnestic_server.prediction import DocumentScores, Predictor
+from amnestic_server.settings import Settings
+from amnestic_server.snapshot import Snapshot, Snapshots
+from amnestic_server.store import JobState, VersionRecord
+from amnestic_server.versions import Versions
+from amnestic_unlearn.manifest import ENCODER_ONNX, Manifest
+from amnestic_unlearn.spec import GateLimits, Method
+
+log = logging.getLogger(__name__)
+
+DEFAULT_JOB_LIMIT = 100
+MAX_JOB_LIMIT = 10_000
+MAX_REASON_CHARACTERS = 2_000
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Q = TypeVar("Q")
+A = TypeVar("A")
+S = TypeVar("S")
+
+
+async def _abort(context: Context, error: Exception) -> NoReturn:
+    """Answer with an error's status code and its fixed text; anything unforeseen says nothing of itself."""
+    if isinstance(error, AmnesticError):
+        await context.abort(grpc.StatusCode[error.status], str(error))
+    log.error("unforeseen %s", type(error).__name__, exc_info=error.with_traceback(error.__traceback__))
+    await context.abort(grpc.StatusCode.INTERNAL, "internal error")
+
+
+class _Measured:
+    """Counts and times one call, whichever way it ends."""
+
+    def __init__(self, metrics: Metrics, method: str) -> None:
+        self._metrics = metrics
+        self._method = method
+        self._started = time.perf_counter()
+
+    def end(self, error: BaseException | None = None) -> None:
+        match error:
+            case None:
+                code = "OK"
+            case AmnesticError():
+                code = error.status
+            case asyncio.CancelledError():
+                code = "CANCELLED"
+            case _:
+                code = "INTERNAL"
+        self._metrics.requests.labels(self._method, code).inc()
+        self._metrics.request_seconds.labels(self._method).observe(time.perf_counter() - self._started)
+
+
+def unary(
+    method: Callable[[S, Q, Context], Awaitable[A]],
+) -> Callable[[S, Q, Context], Awaitable[A]]:
+    """Measure a unary method, and turn its errors into status codes."""
+
+    @wraps(method)
+    async def call(self: Any, request: Q, context: Context) -> A:
+        measured = _Measured(self.metrics, method.__name__)
+        try:
+            answer = await method(self, request, context)
+        except BaseException as error:
+            measured.end(error)
+            if isinstance(error, Exception):
+                await _abort(context, error)
+            raise
+        measured.end()
+        return answer
+
+    return call
+
+
+def streaming(
+    method: Callable[[S, Q, Context], AsyncIterator[A]],
+) -> Callable[[S, Q, Context], AsyncIterator[A]]:
+    """The same for a method that answers with a stream."""
+
+    @wraps(method)
+    async def call(self: Any, request: Q, context: Context) -> AsyncIterator[A]:
+        measured = _Measured(self.metrics, method.__name__)
+        try:
+            async for answer in method(self, request, context):
+                yield answer
+        except BaseException as error:
+            measured.end(error)
+            if isinstance(error, Exception):
+                await _abort(context, error)
+            raise
+        measured.end()
+
+    return call
+
+
+class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):
+    def __init__(
+        self,
+        predictor: Predictor,
+        snapshots: Snapshots,
+        bundle: Bundle,
+        engine: Engine,
+        settings: Settings,
+        metrics: Metrics,
+    ) -> None:
+        self.metrics = metrics
+        self._predictor = predictor
+        self._snapshots = snapshots
+        self._bundle = bundle
+        self._engine = engine
+        self._settings = settings
+
+    @unary
+    async def Predict(self, request: prediction.PredictRequest, context: Context) -> prediction.PredictResponse:  # noqa: N802
+        pin = self._snapshots.pin(request.version)
+        # Held until the answer has left: who sees a job SUCCEEDED gets no older answer afterwards.
+        context.add_done_callback(lambda _: pin.release())  # type: ignore[arg-type]  # the stubs want a class
+        scores = await self._predictor.predict(request.documents, pin.snapshot, context.time_remaining())
+        manifest = self._bundle.manifest
+        return prediction.PredictResponse(
+            version=pin.snapshot.version,
+            predictions=[_prediction(score, pin.snapshot, manifest, request.include_features) for score in scores],
+        )
+
+    @unary
+    async def GetModel(self, request: prediction.GetModelRequest, context: Context) -> prediction.GetModelResponse:  # noqa: N802
+        manifest, active = self._bundle.manifest, self._snapshots.active
+        return prediction.GetModelResponse(
+            name=manifest.name,
+            architecture=manifest.architecture,
+            labels=[
+                prediction.Label(name=label, threshold=threshold, forgotten=label in active.forgotten)
+                for label, threshold in zip(manifest.labels, manifest.thresholds, strict=True)
+            ],
+            precision=manifest.precision,
+            provider=self._engine.provider,
+            max_tokens=manifest.max_tokens,
+            max_documents=self._settings.max_documents,
+            max_document_bytes=self._settings.max_document_bytes,
+            active_version=active.version,
+            bundle_digest=self._bundle.digest,
+            encoder_digest=manifest.files[ENCODER_ONNX],
+            parameters=manifest.parameters,
+        )
+
+
+class UnlearningService(unlearning_pb2_grpc.UnlearningServiceServicer):
+    def __init__(self, jobs: Jobs, versions: Versions, metrics: Metrics) -> None:
+        self.metrics = metrics
+        self._jobs = jobs
+        self._versions = versions
+
+    @unary
+    async def Unlearn(self, request: unlearning.UnlearnRequest, context: Context) -> unlearning.UnlearnResponse:  # noqa: N802
+        _check_reason(request.reason)
+        wanted = UnlearnRequest(
+            labels=tuple(request.labels),
+            dry_run=request.dry_run,
+            reason=request.reason,
+            method=replace(Method(), **_given(request.method)),
+            limits=replace(GateLimits(), **_given(request.gates)),
+        )
+        return unlearning.UnlearnResponse(job=_job(await self._jobs.request(wanted, request.request_id or None)))
+
+    @streaming
+    async def WatchJob(  # noqa: N802
+        self, request: unlearning.WatchJobRequest, context: Context
+    ) -> AsyncIterator[unlearning.WatchJobResponse]:
+        async for view in self._jobs.watch(request.job_id):
+            yield unlearning.WatchJobResponse(job=_job(view))
+
+    @unary
+    async def GetJob(self, request: unlearning.GetJobRequest, context: Context) -> unlearning.GetJobResponse:  # noqa: N802
+        return unlearning.GetJobResponse(job=_job(await self._jobs.get(request.job_id)))
+
+    @unary
+    async def ListJobs(self, request: unlearning.ListJobsRequest, context: Context) -> unlearning.ListJobsResponse:  # noqa: N802
+        views = await self._jobs.recent(min(request.limit or DEFAULT_JOB_LIMIT, MAX_JOB_LIMIT))
+        return unlearning.ListJobsResponse(jobs=[_job(view) for view in views])
+
+    @unary
+    async def CancelJob(self, request: unlearning.CancelJobRequest, context: Context) -> unlearning.CancelJobResponse:  # noqa: N802
+        return unlearning.CancelJobResponse(job=_job(await self._jobs.cancel(request.job_id)))
+
+    @unary
+    async def ListVersions(  # noqa: N802
+        self, request: unlearning.ListVersionsRequest, context: Context
+    ) -> unlearning.ListVersionsResponse:
+        return unlearning.ListVersionsResponse(versions=await self._all_versions())
+
+    @unary
+    async def Rollback(self, request: unlearning.RollbackRequest, context: Context) -> unlearning.RollbackResponse:  # noqa: N802
+        _check_reason(request.reason)
+        await self._versions.roll_back(request.version, request.reason)
+        version = next(version for version in await self._all_versions() if version.version == request.version)
+        return unlearning.RollbackResponse(version=version)
+
+    async def _all_versions(self) -> list[unlearning.Version]:
+        active = self._versions.active
+        return [_version(record, f1, active) for record, f1 in await self._versions.records()]
+
+
+def _check_reason(reason: str) -> None:
+    if len(reason) > MAX_REASON_CHARACTERS:
+        raise InvalidArgumentError(f"the reason is longer than {MAX_REASON_CHARACTERS} characters")
+
+
+def _given(message: Message) -> dict[str, Any]:
+    """The fields that the caller set."""
+    return {field.name: value for field, value in message.ListFields()}
+
+
+def _prediction(
+    scores: DocumentScores, snapshot: Snapshot, manifest: Manifest, include_features: bool
+) -> prediction.Prediction:
+    forgotten = snapshot.forgotten
+    return prediction.Prediction(
+        scores=[
+            prediction.LabelScore(label=label, probability=probability, decision=decision, forgotten=label in forgotten)
+            for label, probability, decision in zip(
+                manifest.labels, scores.probabilities, scores.decisions, strict=True
+            )
+        ],
+        tokens=scores.tokens,
+        truncated=scores.truncated,
+        features=scores.features.tolist() if include_features else (),
+    )
+
+
+def _job(view: JobView) -> unlearning.Job:
+    record, request, progress = view.record, view.request, view.progress
+    change = record.detail.get("change")
+    return unlearning.Job(
+        job_id=record.job_id,
+        request_id=record.request_id or "",
+        state=_STATES[record.state],
+        labels=request.labels,
+        forgotten=record.detail.get("forgotten", ()),
+        dry_run=request.dry_run,
+        reason=request.reason,
+        method=unlearning.Method(**{name: getattr(request.method, name) for name in Method.__slots__}),
+        gate_limits=unlearning.GateLimits(**{name: getattr(request.limits, name) for name in GateLimits.__slots__}),
+        progress=unlearning.Progress(
+            stage=progress.stage,
+            epoch=progress.epoch,
+            epochs=progress.epochs,
+            step=progress.step,
+            steps=progress.steps,
+            forget_loss=progress.forget_loss,
+            utility_loss=progress.utility_loss,
+            seconds_left=progress.seconds_left,
+        ),
+        gates=[unlearning.Gate(**gate) for gate in record.detail.get("gates", ())],
+        change=None if change is None else _change(change),
+        version=record.version or 0,
+        error=record.error,
+        created_at=_timestamp(record.created_at),
+        started_at=_timestamp(record.started_at),
+        finished_at=_timestamp(record.finished_at),
+        attempts=record.attempts,
+        swap_seconds=record.detail.get("swap_seconds", 0.0),
+    )
+
+
+def _change(report: dict[str, Any]) -> unlearning.ChangeReport:
+    names = (field.name for field in unlearning.ChangeReport.DESCRIPTOR.fields)
+    return unlearning.ChangeReport(**{name: report[name] for name in names if name in report})
+
+
+def _version(record: VersionRecord, f1: dict[str, float], active: int) -> unlearning.Version:
+    return unlearning.Version(
+        version=record.version,
+        active=record.version == active,
+        forgotten=record.forgotten,
+        job_id=record.job_id or "",
+        patch_digest=record.patch_digest or "",
+        created_at=_timestamp(record.created_at),
+        f1=f1,
+    )
+
+
+def _timestamp(seconds: float | None) -> Timestamp | None:
+    if seconds is None:
+        return None
+    timestamp = Timestamp()
+    timestamp.FromNanoseconds(int(seconds * 1e9))
+    return timestamp
+
+
+_STATES = {state: unlearning.JobState.Value(f"JOB_STATE_{state.value}") for state in JobState}

@@ -1,0 +1,329 @@
+"""What must outlive the process: versions, the active pointer, jobs and the audit record in SQLite; patches as files.
+
+One process owns a store, held by a lock file. The database is in WAL mode with `synchronous=FULL`. A patch is written
+first, under its digest, and made durable before any row names it; so a crash leaves the old version or the new one.
+Document text is never stored.
+"""
+
+import fcntl
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import IO, Any
+
+from amnestic_server.errors import AlreadyExistsError, NotFoundError, StartError
+from amnestic_server.snapshot import BASE_VERSION
+from amnestic_unlearn.patch import digest_of
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS state (
+    name    TEXT PRIMARY KEY,
+    value   TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE IF NOT EXISTS versions (
+    version      INTEGER PRIMARY KEY AUTOINCREMENT,
+    forgotten    TEXT NOT NULL,            -- JSON array of labels
+    patch_digest TEXT,                     -- NULL for the base
+    job_id       TEXT,                     -- NULL for the base
+    created_at   REAL NOT NULL             -- seconds since the epoch
+) STRICT;
+
+CREATE TABLE IF NOT EXISTS jobs (
+    seq         INTEGER PRIMARY KEY AUTOINCREMENT,
+    job_id      TEXT NOT NULL UNIQUE,
+    request_id  TEXT UNIQUE,               -- NULL if the caller gave none
+    request     TEXT NOT NULL,             -- JSON of the request, for idempotency
+    state       TEXT NOT NULL,
+    attempts    INTEGER NOT NULL DEFAULT 0,
+    detail      TEXT NOT NULL DEFAULT '{}', -- JSON: forgotten, gates, change, swap_seconds
+    error       TEXT NOT NULL DEFAULT '',
+    version     INTEGER REFERENCES versions (version),
+    created_at  REAL NOT NULL,
+    started_at  REAL,
+    finished_at REAL
+) STRICT;
+
+CREATE TABLE IF NOT EXISTS audit (
+    seq     INTEGER PRIMARY KEY AUTOINCREMENT,
+    at      REAL NOT NULL,
+    action  TEXT NOT NULL,
+    job_id  TEXT,
+    version INTEGER,
+    detail  TEXT NOT NULL
+) STRICT;
+"""
+
+
+class JobState(StrEnum):
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    GATING = "GATING"
+    ACTIVATING = "ACTIVATING"
+    SUCCEEDED = "SUCCEEDED"
+    REJECTED = "REJECTED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def ended(self) -> bool:
+        return self in (JobState.SUCCEEDED, JobState.REJECTED, JobState.FAILED, JobState.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRecord:
+    version: int
+    forgotten: tuple[str, ...]
+    patch_digest: str | None
+    job_id: str | None
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """One job as it is stored. `request` and `detail` are JSON objects; times are seconds since the epoch."""
+
+    job_id: str
+    request_id: str | None
+    request: dict[str, Any]
+    state: JobState
+    attempts: int = 0
+    detail: dict[str, Any] = field(default_factory=dict)
+    error: str = ""
+    version: int | None = None
+    created_at: float = 0.0
+    started_at: float | None = None
+    finished_at: float | None = None
+
+
+class Store:
+    """Opens and owns the store. Methods may be called from any thread; each is one transaction."""
+
+    def __init__(self, folder: Path, bundle_digest: str) -> None:
+        """Raise StartError if the store is in use, corrupt, or belongs to another bundle."""
+        self._patches = folder / "patches"
+        self._work = folder / "work"
+        try:
+            for path in (folder, self._patches, self._work):
+                path.mkdir(parents=True, exist_ok=True)
+            self._lock_file = _lock(folder / "lock")
+            self._mutex = threading.Lock()
+            self._db = sqlite3.connect(folder / "amnestic.db", check_same_thread=False, isolation_level=None)
+            self._db.row_factory = sqlite3.Row
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute("PRAGMA foreign_keys = ON")
+            self._db.executescript(SCHEMA)
+            self._bind_to(bundle_digest)
+        except (OSError, sqlite3.Error) as error:
+            raise StartError(f"the store cannot be opened: {type(error).__name__}") from error
+
+    def close(self) -> None:
+        self._db.close()
+        self._lock_file.close()
+
+    def work_folder(self, job_id: str) -> Path:
+        """Where a job's worker may write."""
+        return self._work / job_id
+
+    def write_patch(self, data: bytes) -> str:
+        """Make a patch durable under its digest, and return the digest."""
+        digest = digest_of(data)
+        path = self.patch_path(digest)
+        temporary = path.with_suffix(".partial")
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+        return digest
+
+    def patch_path(self, digest: str) -> Path:
+        return self._patches / f"{digest}.safetensors"
+
+    def active_version(self) -> int:
+        with self._transaction() as db:
+            return int(_one(db, "SELECT value FROM state WHERE name = 'active_version'")["value"])
+
+    def versions(self) -> list[VersionRecord]:
+        """Every version, oldest first."""
+        with self._transaction() as db:
+            return [_version(row) for row in db.execute("SELECT * FROM versions ORDER BY version")]
+
+    def job_of_request(self, job: JobRecord) -> JobRecord | None:
+        """The job that this request id made before, if it did.
+
+        Raises AlreadyExistsError if the request id belongs to another request.
+        """
+        if job.request_id is None:
+            return None
+        with self._transaction() as db:
+            row = db.execute("SELECT * FROM jobs WHERE request_id = ?", (job.request_id,)).fetchone()
+        if row is None:
+            return None
+        if json.loads(row["request"]) != job.request:
+            raise AlreadyExistsError("the request id was used for another request")
+        return _job(row)
+
+    def add_job(self, job: JobRecord) -> None:
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO jobs (job_id, request_id, request, state, created_at) VALUES (?, ?, ?, ?, ?)",
+                (job.job_id, job.request_id, _json(job.request), job.state, job.created_at),
+            )
+            _audit(db, "job requested", job.job_id, None, job.request)
+
+    def job(self, job_id: str) -> JobRecord:
+        """Raises NotFoundError."""
+        with self._transaction() as db:
+            row = db.execute("SELECT * FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
+        if row is None:
+            raise NotFoundError("there is no such job")
+        return _job(row)
+
+    def jobs(self, limit: int) -> list[JobRecord]:
+        """The newest first."""
+        with self._transaction() as db:
+            return [_job(row) for row in db.execute("SELECT * FROM jobs ORDER BY seq DESC LIMIT ?", (limit,))]
+
+    def unfinished_jobs(self) -> list[JobRecord]:
+        """The oldest first."""
+        ended = [state for state in JobState if state.ended]
+        marks = ",".join("?" * len(ended))
+        with self._transaction() as db:
+            rows = db.execute(f"SELECT * FROM jobs WHERE state NOT IN ({marks}) ORDER BY seq", ended)  # noqa: S608
+            return [_job(row) for row in rows]
+
+    def job_counts(self) -> dict[JobState, int]:
+        with self._transaction() as db:
+            rows = db.execute("SELECT state, count(*) AS count FROM jobs GROUP BY state").fetchall()
+        return {JobState(row["state"]): row["count"] for row in rows}
+
+    def start_job(self, job_id: str, detail: dict[str, Any]) -> None:
+        """RUNNING, one more attempt."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE jobs SET state = ?, attempts = attempts + 1, detail = ?, started_at = ? WHERE job_id = ?",
+                (JobState.RUNNING, _json(detail), time.time(), job_id),
+            )
+
+    def update_job(self, job_id: str, state: JobState, detail: dict[str, Any], error: str = "") -> None:
+        """Record a job's state; an ended one gets its finishing time and an audit record."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE jobs SET state = ?, detail = ?, error = ?, finished_at = ? WHERE job_id = ?",
+                (state, _json(detail), error, time.time() if state.ended else None, job_id),
+            )
+            if state.ended:
+                _audit(db, f"job {state.lower()}", job_id, None, {**detail, "error": error})
+
+    def activate_patch(self, job_id: str, forgotten: Sequence[str], patch_digest: str, detail: dict[str, Any]) -> int:
+        """In one transaction: the version, the active pointer, the job's state and the audit record.
+
+        Returns the new version. The patch must be durable before.
+        """
+        with self._transaction() as db:
+            version = db.execute(
+                "INSERT INTO versions (forgotten, patch_digest, job_id, created_at) VALUES (?, ?, ?, ?)",
+                (_json(list(forgotten)), patch_digest, job_id, time.time()),
+            ).lastrowid
+            assert version is not None
+            db.execute("UPDATE state SET value = ? WHERE name = 'active_version'", (str(version),))
+            db.execute(
+                "UPDATE jobs SET state = ?, version = ?, detail = ? WHERE job_id = ?",
+                (JobState.ACTIVATING, version, _json(detail), job_id),
+            )
+            _audit(db, "version activated", job_id, version, {"forgotten": list(forgotten), "patch": patch_digest})
+        return version
+
+    def roll_back(self, version: int, reason: str) -> None:
+        """Move the active pointer to an existing version, and record why."""
+        with self._transaction() as db:
+            db.execute("UPDATE state SET value = ? WHERE name = 'active_version'", (str(version),))
+            _audit(db, "rolled back", None, version, {"reason": reason})
+
+    def _bind_to(self, bundle_digest: str) -> None:
+        with self._transaction() as db:
+            row = db.execute("SELECT value FROM state WHERE name = 'bundle_digest'").fetchone()
+            if row is None:
+                db.executemany(
+                    "INSERT INTO state (name, value) VALUES (?, ?)",
+                    [("bundle_digest", bundle_digest), ("active_version", str(BASE_VERSION))],
+                )
+                db.execute(
+                    "INSERT INTO versions (version, forgotten, created_at) VALUES (?, '[]', ?)",
+                    (BASE_VERSION, time.time()),
+                )
+            elif row["value"] != bundle_digest:
+                raise StartError("the store belongs to another bundle: give each bundle a store of its own")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._mutex:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+
+def _lock(path: Path) -> IO[bytes]:
+    file = path.open("wb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise StartError("the store is in use by another process") from None
+    return file
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _audit(db: sqlite3.Connection, action: str, job_id: str | None, version: int | None, detail: Any) -> None:
+    db.execute(
+        "INSERT INTO audit (at, action, job_id, version, detail) VALUES (?, ?, ?, ?, ?)",
+        (time.time(), action, job_id, version, _json(detail)),
+    )
+
+
+def _one(db: sqlite3.Connection, query: str) -> sqlite3.Row:
+    row: sqlite3.Row | None = db.execute(query).fetchone()
+    if row is None:
+        raise StartError("the store lacks its state: it is corrupt")
+    return row
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _version(row: sqlite3.Row) -> VersionRecord:
+    return VersionRecord(
+        row["version"], tuple(json.loads(row["forgotten"])), row["patch_digest"], row["job_id"], row["created_at"]
+    )
+
+
+def _job(row: sqlite3.Row) -> JobRecord:
+    fields = {name: row[name] for name in row.keys() if name != "seq"}  # noqa: SIM118  (sqlite3.Row iterates values)
+    fields |= {
+        "request": json.loads(row["request"]),
+        "detail": json.loads(row["detail"]),
+        "state": JobState(row["state"]),
+    }
+    return JobRecord(**fields)

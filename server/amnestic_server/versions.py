@@ -1,0 +1,126 @@
+"""Changes which version serves, and measures what serves. The one place where snapshots and store move together."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from amnestic_server.bundle import Bundle
+from amnestic_server.engine import Engine
+from amnestic_server.errors import InvalidArgumentError, PreconditionError, StartError
+from amnestic_server.evaluation import Evaluator
+from amnestic_server.metrics import Metrics
+from amnestic_server.snapshot import Snapshots, base_snapshot, patched_snapshot
+from amnestic_server.store import Store, VersionRecord
+from amnestic_unlearn.patch import Patch, PatchError
+
+log = logging.getLogger(__name__)
+
+
+def load_snapshots(bundle: Bundle, store: Store, engine: Engine) -> Snapshots:
+    """Bring every stored version into memory, and make the active one active.
+
+    A damaged patch of a version that is not active makes that version unavailable; of the active one, StartError.
+    """
+    snapshots = Snapshots(base_snapshot(bundle, engine.device))
+    active = store.active_version()
+    for record in store.versions():
+        if record.patch_digest is None:
+            continue
+        try:
+            patch = Patch.read(store.patch_path(record.patch_digest), record.patch_digest)
+            snapshots.add(patched_snapshot(bundle, patch, record.version, engine.device))
+        except PatchError as error:
+            if record.version == active:
+                raise StartError(f"version {active} is active and cannot be loaded: {error}") from error
+            log.error("version %d is not available: %s", record.version, error)
+    snapshots.activate(active)
+    return snapshots
+
+
+class Versions:
+    """Swaps versions one at a time, and shows the F1 of the one that serves."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        store: Store,
+        snapshots: Snapshots,
+        engine: Engine,
+        evaluator: Evaluator | None,
+        metrics: Metrics,
+    ) -> None:
+        self._bundle = bundle
+        self._store = store
+        self._snapshots = snapshots
+        self._engine = engine
+        self._evaluator = evaluator
+        self._metrics = metrics
+        self._swapping = asyncio.Lock()
+        self._measuring: asyncio.Task[None] | None = None
+        self._f1: dict[int, dict[str, float]] = {}
+        metrics.active_version.set(snapshots.active.version)
+
+    @property
+    def active(self) -> int:
+        return self._snapshots.active.version
+
+    async def records(self) -> list[tuple[VersionRecord, dict[str, float]]]:
+        """Every version, oldest first, with its F1 by label where it has been measured since the start."""
+        records = await asyncio.to_thread(self._store.versions)
+        return [(record, self._f1.get(record.version, {})) for record in records]
+
+    async def activate_patch(
+        self, job_id: str, forgotten: Sequence[str], data: bytes, patch: Patch, detail: dict[str, Any]
+    ) -> tuple[int, float]:
+        """Make a gated patch the active version, in the order that a crash can't break: file, transaction, swap.
+
+        Returns the version and the seconds from the swap to the last answer of the version before.
+        """
+        async with self._swapping:
+            digest = await asyncio.to_thread(self._store.write_patch, data)
+            version = await asyncio.to_thread(self._store.activate_patch, job_id, forgotten, digest, detail)
+            self._snapshots.add(patched_snapshot(self._bundle, patch, version, self._engine.device))
+            return version, await self._swap(version)
+
+    async def roll_back(self, version: int, reason: str) -> None:
+        """Make an earlier version the active one; returns once the version left answers no more."""
+        if not reason.strip():
+            raise InvalidArgumentError("a rollback needs a reason")
+        self._snapshots.get(version)
+        async with self._swapping:
+            if version == self.active:
+                raise PreconditionError("that version is active already")
+            if version > self.active:
+                raise PreconditionError("a rollback goes to an earlier version")
+            await asyncio.to_thread(self._store.roll_back, version, reason)
+            await self._swap(version)
+
+    def measure_active(self) -> None:
+        """Start measuring the active version through the served path; a measurement under way is dropped."""
+        if self._evaluator is None:
+            return
+        self.stop_measuring()
+        self._measuring = asyncio.create_task(self._measure(self._evaluator))
+
+    def stop_measuring(self) -> None:
+        if self._measuring is not None:
+            self._measuring.cancel()
+
+    async def _swap(self, version: int) -> float:
+        started = time.perf_counter()
+        self._snapshots.activate(version)
+        await self._snapshots.drained()
+        seconds = time.perf_counter() - started
+        log.info("version %d serves; the one before answered its last after %.1f ms", version, seconds * 1e3)
+        self._metrics.active_version.set(version)
+        self._metrics.swaps.inc()
+        self._metrics.swap_seconds.observe(seconds)
+        self.measure_active()
+        return seconds
+
+    async def _measure(self, evaluator: Evaluator) -> None:
+        snapshot = self._snapshots.active
+        self._f1[snapshot.version] = f1 = evaluator.f1(await evaluator.logits(snapshot))
+        self._metrics.show_f1(f1, snapshot.forgotten)
