@@ -1,0 +1,170 @@
+"""What is sent and what comes back, over a real connection, with both clients."""
+
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from amnestic.v1 import prediction_pb2, unlearning_pb2
+from amnestic_client import (
+    ChangeReport,
+    Gate,
+    GateLimits,
+    InvalidArgument,
+    JobState,
+    Label,
+    LabelScore,
+    Method,
+    Progress,
+    Version,
+)
+
+Call = Callable[..., Any]
+
+
+def test_prediction_is_read_in_full(call: Call, server: Any, prediction: Any) -> None:
+    server.script("Predict", prediction)
+    result = call("predict", ["first", "second"], version=3, include_features=True)
+    sent = server.asked("Predict")[0]
+    assert (list(sent.documents), sent.version, sent.include_features) == (["first", "second"], 3, True)
+    first, second = result.predictions
+    assert result.version == 3
+    assert first.scores == (
+        LabelScore("renal", 0.75, True, False),
+        LabelScore("endocrine", 0.125, False, True),
+    )
+    assert (first.tokens, first.truncated, first.features) == (12, False, (0.5, -1.0))
+    assert (second.tokens, second.truncated, second.features) == (128, True, ())
+    assert first.decided == ("renal",)
+
+
+def test_one_string_is_one_document_for_the_active_version(call: Call, server: Any, prediction: Any) -> None:
+    server.script("Predict", prediction)
+    call("predict", "only one")
+    assert server.asked("Predict")[0] == prediction_pb2.PredictRequest(documents=["only one"])
+
+
+@pytest.mark.parametrize(
+    ("documents", "detail"),
+    [
+        (["fine", "secret \ud800"], "document 1 is not valid Unicode: it holds a lone surrogate"),
+        (["fine", b"secret"], "document 1 is not a string"),
+    ],
+)
+def test_text_that_cannot_be_sent_is_named_but_not_repeated(call: Call, documents: list[Any], detail: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        call("predict", documents)
+    assert caught.value.detail == detail
+    assert caught.value.__context__ is None
+
+
+def test_model(call: Call, server: Any) -> None:
+    response = prediction_pb2.GetModelResponse(
+        name="eicu", labels=[prediction_pb2.Label(name="renal", threshold=0.5)], max_documents=128, parameters=7
+    )
+    server.script("GetModel", response)
+    model = call("get_model")
+    assert (model.name, model.max_documents, model.parameters) == ("eicu", 128, 7)
+    assert model.labels == (Label("renal", 0.5, False),)
+
+
+def test_job_is_read_in_full(call: Call, server: Any, finished_job: Any) -> None:
+    server.script("GetJob", unlearning_pb2.GetJobResponse(job=finished_job))
+    job = call("get_job", "some-id")
+    assert server.asked("GetJob")[0].job_id == "some-id"
+    assert (job.state, job.state.ended, job.version, job.error) == (JobState.SUCCEEDED, True, 2, None)
+    assert (job.labels, job.forgotten) == (("endocrine",), ("endocrine", "renal"))
+    assert job.method == Method(k=256, epochs=5, distil_weight=0.0)
+    assert job.gate_limits == GateLimits(forget_f1_max=0.01)
+    assert job.progress == Progress("training", 5, 5, 40, 40, 0.1, 0.2, 0.0)
+    assert job.gates[0] == Gate("forget_f1", "endocrine", 0.0, 0.01, True)
+    assert job.gates[1].label is None
+    assert job.change == ChangeReport("ab" * 32, 256, 33_542, 0.0375, ("insulin", "glucose"), 120, 900, 12.5)
+    assert job.created_at == datetime(2026, 3, 1, 12, tzinfo=UTC)
+    assert job.finished_at == datetime(2026, 3, 1, 12, 0, 20, 500_000, tzinfo=UTC)
+    assert job.swap_seconds == 0.0031
+
+
+def test_what_a_young_job_lacks_is_none(call: Call, server: Any) -> None:
+    young = unlearning_pb2.Job(job_id="a", state=unlearning_pb2.JOB_STATE_QUEUED)
+    unknown_time = unlearning_pb2.Job(job_id="b", progress=unlearning_pb2.Progress(seconds_left=-1.0))
+    server.script("ListJobs", unlearning_pb2.ListJobsResponse(jobs=[young, unknown_time]))
+    first, second = call("list_jobs", 2)
+    assert server.asked("ListJobs")[0].limit == 2
+    absent = (first.progress, first.change, first.version, first.error, first.created_at, first.finished_at)
+    assert absent == (None,) * 6
+    assert second.progress.seconds_left is None
+
+
+@pytest.mark.parametrize(
+    ("value", "state"), [(4, JobState.ACTIVATING), (0, JobState.UNSPECIFIED), (99, JobState.UNSPECIFIED)]
+)
+def test_states_by_name_and_unknown_ones(call: Call, server: Any, value: int, state: JobState) -> None:
+    server.script("GetJob", unlearning_pb2.GetJobResponse(job=unlearning_pb2.Job(state=value)))
+    assert call("get_job", "a").state is state
+
+
+def test_every_state_of_the_wire_has_a_name_here() -> None:
+    wire = {name.removeprefix("JOB_STATE_") for name in unlearning_pb2.JobState.DESCRIPTOR.values_by_name}
+    assert wire == {state.value for state in JobState}
+
+
+def test_unlearn_sends_only_the_settings_given(call: Call, server: Any, finished_job: Any) -> None:
+    server.script("Unlearn", unlearning_pb2.UnlearnResponse(job=finished_job))
+    call(
+        "unlearn",
+        ["endocrine", "renal"],
+        request_id="mine",
+        dry_run=True,
+        method=Method(k=0, head_lr=0.5),
+        gates={"retain_f1_drop_max": 1},
+        reason="ticket",
+    )
+    assert server.asked("Unlearn")[0] == unlearning_pb2.UnlearnRequest(
+        labels=["endocrine", "renal"],
+        request_id="mine",
+        dry_run=True,
+        method=unlearning_pb2.Method(k=0, head_lr=0.5),
+        gates=unlearning_pb2.GateLimits(retain_f1_drop_max=1.0),
+        reason="ticket",
+    )
+
+
+def test_unlearn_draws_a_request_id(call: Call, server: Any, finished_job: Any) -> None:
+    server.script("Unlearn", unlearning_pb2.UnlearnResponse(job=finished_job))
+    call("unlearn", "endocrine")
+    call("unlearn", "endocrine")
+    first, second = server.asked("Unlearn")
+    assert list(first.labels) == ["endocrine"]
+    assert uuid.UUID(first.request_id) != uuid.UUID(second.request_id)
+
+
+@pytest.mark.parametrize(
+    ("method", "field"), [({"k": -1}, "k"), ({"epochs": 2.5}, "epochs"), ({"head_lr": "fast"}, "head_lr")]
+)
+def test_settings_that_the_wire_cannot_carry(call: Call, method: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"^{field} is out of range or of the wrong type$"):
+        call("unlearn", "endocrine", method=method)
+
+
+def test_versions_and_rollback(call: Call, server: Any) -> None:
+    base = unlearning_pb2.Version(version=1)
+    second = unlearning_pb2.Version(
+        version=2, active=True, forgotten=["renal"], job_id="j", patch_digest="d", f1={"renal": 0.5}
+    )
+    server.script("ListVersions", unlearning_pb2.ListVersionsResponse(versions=[base, second]))
+    server.script("Rollback", unlearning_pb2.RollbackResponse(version=base))
+    assert call("list_versions") == (
+        Version(1, False, (), None, None, None, {}),
+        Version(2, True, ("renal",), "j", "d", None, {"renal": 0.5}),
+    )
+    assert call("rollback", 1, "why").version == 1
+    assert server.asked("Rollback") == [unlearning_pb2.RollbackRequest(version=1, reason="why")]
+
+
+def test_cancel(call: Call, server: Any) -> None:
+    cancelled = unlearning_pb2.Job(job_id="a", state=unlearning_pb2.JOB_STATE_CANCELLED)
+    server.script("CancelJob", unlearning_pb2.CancelJobResponse(job=cancelled))
+    assert call("cancel_job", "a").state is JobState.CANCELLED
