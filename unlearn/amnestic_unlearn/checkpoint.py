@@ -7,7 +7,6 @@ What is saved is a plain Hugging Face checkpoint of safetensors and a fast token
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,38 +23,9 @@ from transformers import (
 from transformers.utils import logging as transformers_log
 
 from amnestic_unlearn.architecture import ARCHITECTURES
+from amnestic_unlearn.training import Shape, TrainError
 
 _PAD, _UNKNOWN, _CLS, _SEP, _MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
-
-
-class TrainError(ValueError):
-    """The corpus, checkpoint or settings cannot be trained with. The text names which, and why."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """Size of a BERT trained from scratch; `vocab_size` is the most word pieces that are learned."""
-
-    vocab_size: int = 3_250
-    layers: int = 2
-    hidden: int = 128
-    heads: int = 2
-    intermediate: int = 512
-
-    def validate(self) -> None:
-        """Raise TrainError, naming the field, unless every one is in range."""
-        ranges = {
-            "vocab_size": (100, 1_000_000),
-            "layers": (1, 128),
-            "hidden": (8, 16_384),
-            "heads": (1, 256),
-            "intermediate": (8, 65_536),
-        }
-        for name, (least, most) in ranges.items():
-            if not least <= getattr(self, name) <= most:
-                raise TrainError(f"{name} must be from {least} to {most}")
-        if self.hidden % self.heads:
-            raise TrainError("hidden must be a multiple of heads")
 
 
 def learn_tokenizer(texts: Sequence[str], vocab_size: int, max_tokens: int) -> Any:

@@ -185,7 +185,13 @@ def connect(spill: Path | None = None, memory: str = "1GB") -> Any:
 def open_csv(connection: Any, path: Path) -> Any:
     """A CSV file, gzipped or not, as a DuckDB relation of strings; an empty field is null."""
     return connection.read_csv(
-        glob.escape(str(path)), header=True, all_varchar=True, delimiter=",", quotechar='"', escapechar='"'
+        glob.escape(str(path)),
+        header=True,
+        all_varchar=True,
+        delimiter=",",
+        quotechar='"',
+        escapechar='"',
+        hive_partitioning=False,
     )
 
 
@@ -215,23 +221,25 @@ def _rows(path: Path) -> Iterator[tuple[Any, Any, Any, Any]]:
 
 
 def _open(connection: Any, path: Path, form: str) -> Any:
-    pattern = glob.escape(str(path))
     if form == "csv":
         relation = open_csv(connection, path)
     elif form == "parquet":
-        relation = connection.read_parquet(pattern, hive_partitioning=False)
+        relation = connection.read_parquet(glob.escape(str(path)), hive_partitioning=False)
     else:
-        relation = connection.read_json(pattern, format="newline_delimited", hive_partitioning=False)
+        relation = _open_json(connection, path)
     types = dict(zip(map(str.lower, relation.columns), map(str, relation.types), strict=True))
     for column in _COLUMNS:
         if column not in types:
             raise CorpusError(f"{path.name}: the column {column} is missing")
     if form == "parquet" and types["labels"] != "VARCHAR[]":
         raise CorpusError(f"{path.name}: the column labels is not a list of strings")
-    if form == "jsonl":
-        # Types guessed from the first rows could turn a patient's number or a date into something else.
-        return connection.read_json(pattern, format="newline_delimited", columns=_JSON_COLUMNS)
-    return relation
+    # Types guessed from the first rows could turn a patient's number or a date into something else.
+    return _open_json(connection, path, columns=_JSON_COLUMNS) if form == "jsonl" else relation
+
+
+def _open_json(connection: Any, path: Path, **options: Any) -> Any:
+    pattern = glob.escape(str(path))
+    return connection.read_json(pattern, format="newline_delimited", hive_partitioning=False, **options)
 
 
 def _document(text: Any, labels: Any, split: Any, group: Any, where: str) -> Document:
@@ -283,9 +291,7 @@ def _write_parquet(documents: Iterable[Document], path: Path) -> int:
     rows = path.with_suffix(".jsonl")
     count = _write_jsonl(documents, rows)
     with connect(spill=path.parent) as connection:
-        connection.read_json(glob.escape(str(rows)), format="newline_delimited", columns=_JSON_COLUMNS).write_parquet(
-            str(path), compression="zstd"
-        )
+        _open_json(connection, rows, columns=_JSON_COLUMNS).write_parquet(str(path), compression="zstd")
     return count
 
 

@@ -163,7 +163,9 @@ def _documents(connection: Any, kept: frozenset[str]) -> Iterator[Document]:
         entries: dict[int, list[list[str | None]]] = {}
         for _, kind, fields in rows:
             entries.setdefault(kind, []).append(fields)
-        (patient,) = entries[_PATIENT]
+        patient, *others = entries[_PATIENT]
+        if others:
+            raise CorpusError("patient: a stay is listed twice")
         group = str(patient[0])
         systems = sorted(str(system) for (system,) in entries[_SYSTEM])
         yield Document(

@@ -22,55 +22,11 @@ from tqdm import tqdm
 
 from amnestic_unlearn import checkpoint as checkpoints
 from amnestic_unlearn import corpus, measures
-from amnestic_unlearn.checkpoint import Shape, TrainError
 from amnestic_unlearn.corpus import Document
+from amnestic_unlearn.training import CHECKPOINT_RATE, SCRATCH_RATE, TrainError, TrainSettings
 
 # Batches are cut from blocks of this many batches, sorted by length: little padding, yet a random order.
 _BLOCK = 16
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainSettings:
-    """How to train; the defaults suit a small BERT from scratch on a few thousand short documents."""
-
-    epochs: int = 8
-    batch_size: int = 16
-    learning_rate: float | None = None
-    """Highest rate of AdamW; None takes 1e-3 from scratch and 5e-5 from a checkpoint."""
-    weight_decay: float = 0.01
-    warmup: float = 0.1
-    """Share of all steps in which the rate rises linearly; it falls linearly to 0 in the others."""
-    max_tokens: int = 256
-    """Longest input in tokens, special tokens included; longer documents are cut."""
-    seed: int = 0
-    threads: int = 0
-    """Threads of torch; 0 leaves them as they are."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
-    shape: Shape = Shape()
-    """Size of a model trained from scratch."""
-
-    def validate(self) -> None:
-        """Raise TrainError, naming the setting, unless every one is in range."""
-        ranges = {
-            "epochs": (1, 10_000),
-            "batch_size": (1, 4_096),
-            "weight_decay": (0, 1),
-            "warmup": (0, 1),
-            "max_tokens": (8, 65_536),
-            "seed": (0, 2**63 - 1),
-            "threads": (0, 1_024),
-        }
-        self.shape.validate()
-        for name, (least, most) in ranges.items():
-            if not least <= getattr(self, name) <= most:
-                raise TrainError(f"{name} must be from {least} to {most}")
-        if self.learning_rate is not None and not 0 < self.learning_rate <= 1:
-            raise TrainError("learning_rate must be above 0 and at most 1")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise TrainError("device must be auto, cpu or cuda")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise TrainError("device is cuda, but there is no CUDA device")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +115,8 @@ def _load(path: Path) -> tuple[dict[str, list[Document]], tuple[str, ...]]:
 
 
 def _device(name: str) -> str:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise TrainError("device is cuda, but there is no CUDA device")
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return name
@@ -167,7 +125,7 @@ def _device(name: str) -> str:
 def _rate(checkpoint: str | None, settings: TrainSettings) -> float:
     if settings.learning_rate is not None:
         return settings.learning_rate
-    return 1e-3 if checkpoint is None else 5e-5
+    return SCRATCH_RATE if checkpoint is None else CHECKPOINT_RATE
 
 
 def _initial(

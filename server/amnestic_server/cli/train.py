@@ -1,0 +1,118 @@
+"""`amnestic train`: a checkpoint from a corpus."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from amnestic_server.cli.render import print_json
+from amnestic_unlearn.corpus import SHIPPED, CorpusError
+from amnestic_unlearn.training import CHECKPOINT_RATE, SCRATCH_RATE, TrainError, TrainSettings
+
+if TYPE_CHECKING:
+    from amnestic_unlearn.train import TrainReport
+
+_DEFAULT = TrainSettings()
+
+
+@click.command(name="train")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Directory to write the checkpoint to, new or empty.",
+)
+@click.option(
+    "--corpus",
+    "corpus_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Labelled documents; by default the eICU demo that is shipped.",
+)
+@click.option(
+    "--checkpoint",
+    help="Directory or hub id of a BERT, DistilBERT or RoBERTa to start from; by default a small BERT from scratch.",
+)
+@click.option("--epochs", type=int, default=_DEFAULT.epochs, show_default=True, help="Passes over the train split.")
+@click.option("--batch-size", type=int, default=_DEFAULT.batch_size, show_default=True, help="Documents in a step.")
+@click.option(
+    "--learning-rate",
+    type=float,
+    help=f"Highest rate of AdamW; by default {SCRATCH_RATE:g} from scratch and {CHECKPOINT_RATE:g} from a checkpoint.",
+)
+@click.option(
+    "--max-tokens",
+    type=int,
+    default=_DEFAULT.max_tokens,
+    show_default=True,
+    help="Longest input; longer documents are cut.",
+)
+@click.option("--seed", type=int, default=_DEFAULT.seed, show_default=True, help="Seed of weights, order and dropout.")
+@click.option("--threads", type=int, default=_DEFAULT.threads, help="Threads of torch; 0 leaves the choice to it.")
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default=_DEFAULT.device, show_default=True, help="Where."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
+def command(
+    out: Path,
+    corpus_file: Path | None,
+    checkpoint: str | None,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float | None,
+    max_tokens: int,
+    seed: int,
+    threads: int,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Train a multi-label classifier on a corpus and save it as a Hugging Face checkpoint.
+
+    Learns on the train split, chooses each label's threshold on the gate split and freezes it into the
+    checkpoint, then prints F1 on the test split. `amnestic export` makes a bundle of the result.
+
+    \b
+    Examples:
+      amnestic train --out checkpoint
+      amnestic train --checkpoint distilbert-base-uncased --corpus notes.parquet \\
+        --epochs 3 --out checkpoint
+    """
+    from amnestic_unlearn.train import train  # torch and transformers: not for --help
+
+    settings = TrainSettings(
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        max_tokens=max_tokens,
+        seed=seed,
+        threads=threads,
+        device=device,
+    )
+    try:
+        report = train(corpus_file or SHIPPED, out, checkpoint=checkpoint, settings=settings)
+    except (TrainError, CorpusError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    if as_json:
+        print_json(report)
+    else:
+        _print(report)
+
+
+def _print(report: "TrainReport") -> None:
+    console = Console(highlight=False, markup=False)
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    table.add_column("label")
+    table.add_column("threshold", justify="right")
+    table.add_column("F1 on test", justify="right")
+    for label, threshold in zip(report.labels, report.thresholds, strict=True):
+        table.add_row(label, f"{threshold:.3f}", f"{report.f1[label]:.3f}")
+    table.add_section()
+    table.add_row("macro", "", f"{report.macro_f1:.3f}")
+    console.print(table)
+    console.print(
+        f"{report.parameters:,} parameters, {report.documents['train']:,} training documents,"
+        f" {report.seconds:.0f} s; saved to {report.out}",
+        soft_wrap=True,
+    )

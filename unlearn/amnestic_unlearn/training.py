@@ -1,0 +1,88 @@
+"""How to train: every setting with its default, its range and a sentence of documentation.
+
+Nothing here imports torch, so that the command line can show the settings at once.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+SCRATCH_RATE = 1e-3
+CHECKPOINT_RATE = 5e-5
+
+
+class TrainError(ValueError):
+    """The corpus, checkpoint or settings cannot be trained with. The text names which, and why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """Size of a BERT trained from scratch."""
+
+    vocab_size: int = 3_250
+    """Most word pieces that are learned."""
+    layers: int = 2
+    hidden: int = 128
+    heads: int = 2
+    intermediate: int = 512
+
+    def validate(self) -> None:
+        """Raise TrainError, naming the field, unless every one is in range."""
+        _check(
+            self,
+            vocab_size=(100, 1_000_000),
+            layers=(1, 128),
+            hidden=(8, 16_384),
+            heads=(1, 256),
+            intermediate=(8, 65_536),
+        )
+        if self.hidden % self.heads:
+            raise TrainError("hidden must be a multiple of heads")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSettings:
+    """The defaults suit a small BERT from scratch on a few thousand short documents."""
+
+    epochs: int = 8
+    """Passes over the train split."""
+    batch_size: int = 16
+    """Documents in a step."""
+    learning_rate: float | None = None
+    """Highest rate of AdamW; None takes `SCRATCH_RATE` or `CHECKPOINT_RATE`."""
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    """Share of all steps in which the rate rises linearly; it falls linearly to 0 in the others."""
+    max_tokens: int = 256
+    """Longest input in tokens, special tokens included; longer documents are cut."""
+    seed: int = 0
+    """Of weights, batch order and dropout."""
+    threads: int = 0
+    """Threads of torch; 0 leaves them as they are."""
+    device: str = "auto"
+    """auto (CUDA if there is one), cpu or cuda."""
+    shape: Shape = Shape()
+    """Of a model trained from scratch."""
+
+    def validate(self) -> None:
+        """Raise TrainError, naming the field, unless every one is in range."""
+        self.shape.validate()
+        _check(
+            self,
+            epochs=(1, 10_000),
+            batch_size=(1, 4_096),
+            weight_decay=(0, 1),
+            warmup=(0, 1),
+            max_tokens=(8, 65_536),
+            seed=(0, 2**63 - 1),
+            threads=(0, 1_024),
+        )
+        if self.learning_rate is not None and not 0 < self.learning_rate <= 1:
+            raise TrainError("learning_rate must be above 0 and at most 1")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise TrainError("device must be auto, cpu or cuda")
+
+
+def _check(settings: Any, **ranges: tuple[float, float]) -> None:
+    for name, (least, most) in ranges.items():
+        if not least <= getattr(settings, name) <= most:
+            raise TrainError(f"{name} must be from {least} to {most}")
