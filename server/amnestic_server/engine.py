@@ -133,15 +133,20 @@ def _open_session(path: str, device: torch.device, threads: int, spinning: bool)
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
     options.log_severity_level = 3
     if device.type == "cpu":
-        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return _load_graph(path, options, "CPUExecutionProvider", {})
     if hasattr(ort, "preload_dlls"):
         ort.preload_dlls()
-    session = ort.InferenceSession(
-        path, options, providers=[("CUDAExecutionProvider", {"device_id": torch.cuda.current_device()})]
-    )
+    session = _load_graph(path, options, "CUDAExecutionProvider", {"device_id": torch.cuda.current_device()})
     if session.get_providers()[0] != "CUDAExecutionProvider":
         raise StartError("ONNX Runtime could not start its CUDA provider: check the CUDA and cuDNN libraries")
     return session
+
+
+def _load_graph(path: str, options: Any, provider: str, provider_options: dict[str, Any]) -> Any:
+    try:
+        return ort.InferenceSession(path, options, providers=[(provider, provider_options)])
+    except Exception as error:  # ONNX Runtime's errors share no public base class
+        raise StartError(f"encoder.onnx cannot be loaded by {provider}") from error
 
 
 def _by_snapshot(rows: Sequence[EngineRow], device: torch.device) -> list[tuple[Snapshot, torch.Tensor | None]]:

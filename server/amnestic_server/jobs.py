@@ -39,7 +39,7 @@ from amnestic_server.store import JobRecord, JobState, Store
 from amnestic_server.versions import Versions
 from amnestic_server.worker import WorkerError, run_worker
 from amnestic_unlearn.manifest import ENCODER_ONNX, file_digest
-from amnestic_unlearn.patch import Patch, PatchError
+from amnestic_unlearn.patch import Patch, PatchError, digest_of
 from amnestic_unlearn.spec import EVIDENCE_FILE, PATCH_FILE, GateLimits, JobSpec, Method, Progress, read_report
 
 log = logging.getLogger(__name__)
@@ -275,7 +275,7 @@ class Jobs:
             await asyncio.to_thread(self._store.start_job, job_id, detail)
             await self._show_counts()
             candidate = await self._train(job_id, request, forgotten)
-            detail["change"] = candidate.report
+            detail["change"] = {**candidate.report, "patch_digest": digest_of(candidate.data)}
             await self._update(job_id, JobState.GATING, detail)
             measured = await self._measure(candidate, forgotten, request.limits)
             detail["gates"] = [{**dataclasses.asdict(gate), "passed": gate.passed} for gate in measured]

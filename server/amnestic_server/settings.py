@@ -77,7 +77,7 @@ class Settings:
 def available_cpus() -> int:
     """CPUs that this process may use: its affinity, cut by the cgroup's quota, at least 1."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(affinity, math.ceil(_cgroup_quota())))
+    return max(1, math.ceil(min(affinity, _cgroup_quota())))
 
 
 def _cgroup_quota() -> float:
