@@ -1,0 +1,89 @@
+"""The base install in a clean environment: the client, the stubs and the command line, nothing heavy."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import venv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HEAVY = {"torch", "onnxruntime", "onnxruntime-gpu", "onnx", "numpy", "transformers", "tokenizers", "duckdb"}
+BASE = {"amnestic", "click", "grpcio", "protobuf", "rich"}
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Installs the project as a user does, and runs a program of that environment, away from the source tree."""
+    folder = tmp_path_factory.mktemp("base")
+    venv.create(folder / "env", with_pip=True)
+    programs = folder / "env" / ("Scripts" if sys.platform == "win32" else "bin")
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+
+    def invoke(program: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [programs / program, *arguments],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=check,
+        )
+
+    pip = ("-m", "pip", "--quiet", "--disable-pip-version-check")
+    invoke("python", *pip, "install", "-c", str(ROOT / "constraints.txt"), str(ROOT))
+    return invoke
+
+
+def test_no_heavy_package_comes_along(run: Run) -> None:
+    listed = run("python", "-m", "pip", "--disable-pip-version-check", "list", "--format=json").stdout
+    installed = {re.sub(r"[-_.]+", "-", package["name"]).lower() for package in json.loads(listed)}
+    assert installed >= BASE
+    assert not installed & HEAVY
+
+
+def test_the_client_is_usable(run: Run) -> None:
+    code = """
+from amnestic_client import Client, Unavailable
+with Client("127.0.0.1:9") as client:
+    try:
+        client.predict("text", timeout=5)
+    except Unavailable as error:
+        print(error.code.name)
+"""
+    assert run("python", "-c", code).stdout.strip() == "UNAVAILABLE"
+
+
+def test_the_client_carries_its_types(run: Run) -> None:
+    code = (
+        "import amnestic_client, pathlib; print((pathlib.Path(amnestic_client.__file__).parent / 'py.typed').is_file())"
+    )
+    assert run("python", "-c", code).stdout.strip() == "True"
+
+
+def test_the_commands_of_the_client_work(run: Run) -> None:
+    listed = run("amnestic", "--help").stdout
+    for command in ("predict", "unlearn", "jobs", "versions", "rollback"):
+        assert f"\n  {command} " in listed
+        assert run("amnestic", command, "--help").stdout.startswith(f"Usage: amnestic {command} ")
+    failed = run("amnestic", "versions", "--server", "127.0.0.1:9", check=False)
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert failed.stderr.startswith("Error: no server is ready at 127.0.0.1:9 ")
+
+
+@pytest.mark.parametrize("command", ["serve"])
+def test_what_needs_an_extra_says_which(run: Run, command: str) -> None:
+    failed = run("amnestic", command, check=False)
+    assert failed.returncode == 1
+    assert re.fullmatch(
+        rf"Error: `amnestic {command}` needs \w+: install amnestic\[cpu\] or amnestic\[gpu\]\n", failed.stderr
+    )
