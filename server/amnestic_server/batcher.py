@@ -247,10 +247,14 @@ class Batcher:
                 live.append((call, texts))
         try:
             encoded = iter(self._tokenizer.encode([text for _, texts in live for text in texts]))
-        except Exception:
-            log.error("the tokenizer failed on %d calls", len(live))
-            for call, _ in live:
-                self._post(call.fail, EngineError())
+        except Exception as error:
+            if len(live) == 1:
+                log.error("the tokenizer failed on a call: %s", type(error).__name__)
+                self._post(live[0][0].fail, EngineError())
+            else:
+                # Call by call, so that a bad one fails alone.
+                for pair in live:
+                    self._tokenize([pair])
             return
         ended = time.monotonic()
         for call, texts in live:
@@ -324,7 +328,7 @@ class Batcher:
         try:
             return self._engine.run(prepared)
         except Exception as error:
-            log.error("the engine failed on a batch of %d tokens: %s", prepared.tokens, type(error).__name__)
+            log.error("the engine failed on a batch: %s", type(error).__name__)
             return None
 
     def _run_one_by_one(self, batch: list[Row]) -> None:

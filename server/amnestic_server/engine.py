@@ -39,11 +39,6 @@ class Prepared:
     mask: torch.Tensor
     groups: list[tuple[Snapshot, torch.Tensor | None]]
 
-    @property
-    def tokens(self) -> int:
-        """Tokens that the encoder will compute, padding included."""
-        return self.mask.numel()
-
 
 @dataclass(frozen=True, slots=True)
 class Output:

@@ -1,0 +1,271 @@
+"""The batcher's threads with a real queue and a scripted engine: batching, priority, cancellation, bad rows."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from amnestic_server.batcher import Batcher, BatchStats
+from amnestic_server.engine import Output
+from amnestic_server.errors import DeadlineError, EngineError, QueueFullError
+from amnestic_server.tokenizer import Encoded
+
+SNAPSHOT: Any = object()
+POISON = "poison"
+
+
+class CharacterTokenizer:
+    """A token a character; `encode` as `DocumentTokenizer` has it."""
+
+    def encode(self, texts: Sequence[str]) -> list[Encoded]:
+        if any(text == "untokenizable" for text in texts):
+            raise RuntimeError
+        return [Encoded(np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64), False) for text in texts]
+
+
+class ScriptedEngine:
+    """Answers a row with the sum of its ids; records its batches, and can be held."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[Any]] = []
+        self.prepared: list[list[Any]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def prepare(self, rows: Sequence[Any]) -> Any:
+        self.prepared.append(list(rows))
+        return rows
+
+    def run(self, rows: Any) -> Output:
+        self.batches.append(list(rows))
+        assert self.gate.wait(10)
+        if any(
+            row.ids.tobytes() == np.frombuffer(POISON.encode(), np.uint8).astype(np.int64).tobytes() for row in rows
+        ):
+            raise RuntimeError
+        sums = np.array([[row.ids.sum()] for row in rows], dtype=np.float32)
+        return Output(sums, sums)
+
+
+@asynccontextmanager
+async def running(engine: ScriptedEngine, **settings: Any) -> AsyncIterator[Batcher]:
+    defaults = {"max_batch_tokens": 64, "max_padding": 0.25, "max_requests": 1000, "max_queue_tokens": 100_000}
+    batcher = Batcher(engine, CharacterTokenizer(), **(defaults | settings))  # type: ignore[arg-type]
+    try:
+        yield batcher
+    finally:
+        engine.gate.set()
+        await asyncio.to_thread(batcher.close)
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110  (conditions of other threads)
+            await asyncio.sleep(0.001)
+
+
+def submit(batcher: Batcher, *texts: str, deadline: float = float("inf")) -> "asyncio.Task[list[float]]":
+    async def answer() -> list[float]:
+        answers, _ = await batcher.submit(texts, SNAPSHOT, deadline)
+        return [float(answer.logits[0]) for answer in answers]
+
+    return asyncio.create_task(answer())
+
+
+def value(text: str) -> float:
+    return float(sum(text.encode()))
+
+
+async def hold(engine: ScriptedEngine, batcher: Batcher) -> "asyncio.Task[list[float]]":
+    """Keep the engine busy with one call until its gate is opened."""
+    engine.gate.clear()
+    task = submit(batcher, "hold")
+    await until(lambda: engine.batches)
+    return task
+
+
+async def test_a_lone_call_runs_at_once() -> None:
+    engine = ScriptedEngine()
+    async with running(engine) as batcher:
+        assert await submit(batcher, "abc") == [value("abc")]
+    assert [len(batch) for batch in engine.batches] == [1]
+
+
+async def test_answers_keep_the_order_of_the_call_however_they_are_batched() -> None:
+    engine = ScriptedEngine()
+    texts = [chr(97 + index % 26) * (1 + index * 7 % 60) for index in range(50)]
+    async with running(engine) as batcher:
+        assert await submit(batcher, *texts) == [value(text) for text in texts]
+    assert all(len(batch) * max(row.length for row in batch) <= 64 for batch in engine.batches)
+
+
+async def test_what_waits_while_the_engine_runs_shares_one_batch() -> None:
+    engine = ScriptedEngine()
+    async with running(engine) as batcher:
+        held = await hold(engine, batcher)
+        tasks = [submit(batcher, "abcd") for _ in range(5)]
+        await until(lambda: batcher.queue_rows == 5)
+        engine.gate.set()
+        await asyncio.gather(held, *tasks)
+    assert [len(batch) for batch in engine.batches] == [1, 5]
+
+
+async def test_a_full_batch_is_prepared_while_the_engine_runs() -> None:
+    engine = ScriptedEngine()
+    async with running(engine) as batcher:
+        held = await hold(engine, batcher)
+        tasks = [submit(batcher, "abcdefgh") for _ in range(8)]
+        await until(lambda: len(engine.prepared) == 2)
+        assert len(engine.batches) == 1
+        engine.gate.set()
+        await asyncio.gather(held, *tasks)
+    assert [len(batch) for batch in engine.batches] == [1, 8]
+
+
+async def test_a_cancelled_call_never_reaches_the_engine() -> None:
+    engine = ScriptedEngine()
+    async with running(engine) as batcher:
+        held = await hold(engine, batcher)
+        gone, stays = submit(batcher, "gone"), submit(batcher, "stay")
+        await until(lambda: batcher.queue_rows == 2)
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        engine.gate.set()
+        assert await stays == [value("stay")]
+        await held
+        assert batcher.open_documents == 0
+    assert [len(batch) for batch in engine.batches] == [1, 1]
+
+
+async def test_a_late_call_is_told_and_never_reaches_the_engine() -> None:
+    engine = ScriptedEngine()
+    async with running(engine) as batcher:
+        held = await hold(engine, batcher)
+        late = submit(batcher, "late", deadline=time.monotonic() + 0.05)
+        await until(lambda: batcher.queue_rows == 1)
+        await asyncio.sleep(0.06)
+        engine.gate.set()
+        with pytest.raises(DeadlineError):
+            await late
+        await held
+    assert len(engine.batches) == 1
+
+
+async def test_a_call_past_its_deadline_is_not_even_tokenized_into_the_queue() -> None:
+    engine = ScriptedEngine()
+    async with running(engine) as batcher:
+        with pytest.raises(DeadlineError):
+            await submit(batcher, "late", deadline=time.monotonic() - 1)
+    assert engine.batches == []
+
+
+async def test_a_bad_row_fails_alone() -> None:
+    engine = ScriptedEngine()
+    async with running(engine) as batcher:
+        held = await hold(engine, batcher)
+        good = [submit(batcher, "fine12") for _ in range(4)]
+        bad = submit(batcher, POISON)
+        await until(lambda: batcher.queue_rows == 5)
+        engine.gate.set()
+        assert await asyncio.gather(*good) == [[value("fine12")]] * 4
+        with pytest.raises(EngineError):
+            await bad
+        await held
+        assert await submit(batcher, "after") == [value("after")]
+
+
+async def test_a_text_that_cannot_be_tokenized_fails_alone() -> None:
+    engine = ScriptedEngine()
+    async with running(engine) as batcher:
+        good = [submit(batcher, "fine") for _ in range(4)]
+        bad = submit(batcher, "untokenizable")
+        with pytest.raises(EngineError):
+            await bad
+        assert await asyncio.gather(*good) == [[value("fine")]] * 4
+
+
+async def test_documents_beyond_the_bound_are_refused_and_the_rest_answered() -> None:
+    engine = ScriptedEngine()
+    async with running(engine, max_requests=3) as batcher:
+        held = await hold(engine, batcher)
+        waiting = submit(batcher, "ab", "cd")
+        await until(lambda: batcher.open_documents == 3)
+        with pytest.raises(QueueFullError):
+            await submit(batcher, "ef")
+        engine.gate.set()
+        assert await waiting == [value("ab"), value("cd")]
+        await held
+        assert await submit(batcher, "ef") == [value("ef")]
+
+
+async def test_tokens_beyond_the_bound_are_refused_and_the_rest_answered() -> None:
+    engine = ScriptedEngine()
+    async with running(engine, max_queue_tokens=10) as batcher:
+        held = await hold(engine, batcher)
+        waiting = submit(batcher, "abcdefgh")
+        await until(lambda: batcher.queue_rows == 1)
+        with pytest.raises(QueueFullError):
+            await submit(batcher, "abcdefgh")
+        engine.gate.set()
+        assert await waiting == [value("abcdefgh")]
+        await held
+
+
+async def test_background_rows_run_after_waiting_traffic() -> None:
+    engine = ScriptedEngine()
+    encoded = CharacterTokenizer().encode(["background"] * 3)
+    async with running(engine) as batcher:
+        batcher._background_ran_at = time.monotonic() + 60  # no turn for the background by age
+        held = await hold(engine, batcher)
+        background = asyncio.create_task(batcher.submit_encoded(encoded, SNAPSHOT))
+        await until(lambda: len(batcher._background) == 3)
+        traffic = submit(batcher, "traffic")
+        await until(lambda: batcher.queue_rows == 1)
+        engine.gate.set()
+        await asyncio.gather(held, background, traffic)
+    assert [row.length for batch in engine.batches for row in batch] == [4, 7, 10, 10, 10]
+
+
+async def test_background_rows_get_their_turn_under_endless_traffic() -> None:
+    engine = ScriptedEngine()
+    async with running(engine) as batcher:
+        stop = asyncio.Event()
+
+        async def client() -> None:
+            while not stop.is_set():
+                await submit(batcher, "traffic")
+
+        clients = [asyncio.create_task(client()) for _ in range(8)]
+        async with asyncio.timeout(5):
+            answers = await batcher.submit_encoded(CharacterTokenizer().encode(["background"]), SNAPSHOT)
+        stop.set()
+        await asyncio.gather(*clients)
+    assert float(answers[0].logits[0]) == value("background")
+
+
+async def test_batches_are_observed_with_their_padding() -> None:
+    engine = ScriptedEngine()
+    seen: list[BatchStats] = []
+    async with running(engine, on_batch=seen.append) as batcher:
+        held = await hold(engine, batcher)
+        tasks = [submit(batcher, "abcd"), submit(batcher, "abc")]
+        await until(lambda: batcher.queue_rows == 2)
+        engine.gate.set()
+        await asyncio.gather(held, *tasks)
+    assert [(stats.rows, stats.tokens, stats.padded_tokens) for stats in seen] == [(1, 4, 4), (2, 7, 8)]
+
+
+async def test_it_is_idle_only_when_all_is_answered() -> None:
+    engine = ScriptedEngine()
+    async with running(engine) as batcher:
+        assert await batcher.idle(1)
+        held = await hold(engine, batcher)
+        assert not await batcher.idle(0.05)
+        engine.gate.set()
+        await held
+        assert await batcher.idle(1)
