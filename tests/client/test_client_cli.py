@@ -134,6 +134,15 @@ def test_predict_splits_what_is_too_much_for_one_call(run: Run, server: Any) -> 
     assert sent == [(["1", "2"], 0), (["3", "4"], 5), (["5"], 5)], "the first answer's version is pinned"
 
 
+def test_predict_says_in_which_part_a_document_was_refused(run: Run, server: Any) -> None:
+    answer = prediction_pb2.PredictResponse(version=5, predictions=[prediction_pb2.Prediction()] * 2)
+    server.script("GetModel", prediction_pb2.GetModelResponse(max_documents=2))
+    server.script("Predict", answer, abort("INVALID_ARGUMENT", "document 1 is too large"))
+    result = run("predict", stdin="1\n2\n3\n")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "Error: in documents 3 to 3: document 1 is too large (INVALID_ARGUMENT)\n"
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -49,8 +49,8 @@ def test_one_string_is_one_document_for_the_active_version(call: Call, server: A
 @pytest.mark.parametrize(
     ("documents", "detail"),
     [
-        (["fine", "secret \ud800"], "document 1 is not valid Unicode: it holds a lone surrogate"),
-        (["fine", b"secret"], "document 1 is not a string"),
+        (["fine", "secret \ud800"], "document 2 is not valid Unicode: it holds a lone surrogate"),
+        (["fine", b"secret"], "document 2 is not a string"),
     ],
 )
 def test_text_that_cannot_be_sent_is_named_but_not_repeated(call: Call, documents: list[Any], detail: str) -> None:

@@ -26,7 +26,7 @@ def predict_request(
     documents: str | Sequence[str], version: int | None, include_features: bool
 ) -> prediction_pb2.PredictRequest:
     texts = [documents] if isinstance(documents, str) else list(documents)
-    for number, text in enumerate(texts):
+    for number, text in enumerate(texts, 1):
         _check_text(text, f"document {number}")
     request = prediction_pb2.PredictRequest(documents=texts, include_features=include_features)
     _set(request, "version", version)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from amnestic_client import Client, PredictResult
+from amnestic_client import Client, InvalidArgument, PredictResult
 from amnestic_server.cli import render
 from amnestic_server.cli.connection import Connection, connected
 
@@ -55,12 +55,14 @@ def _predict(
     limit = len(documents) if len(documents) == 1 else client.get_model(timeout=timeout).max_documents
     result = PredictResult(version or 0, ())
     for start in range(0, len(documents), limit):
-        answer = client.predict(
-            documents[start : start + limit],
-            version=result.version or None,
-            include_features=features,
-            timeout=timeout,
-        )
+        part = documents[start : start + limit]
+        try:
+            answer = client.predict(part, version=result.version or None, include_features=features, timeout=timeout)
+        except InvalidArgument as error:
+            if len(part) == len(documents):
+                raise
+            # The server counts documents from the start of the call.
+            raise InvalidArgument(f"in documents {start + 1} to {start + len(part)}: {error.detail}") from error
         result = dataclasses.replace(answer, predictions=result.predictions + answer.predictions)
     return result
 
