@@ -1,0 +1,313 @@
+"""Writes the frozen encoder as an ONNX graph, operator by operator, from the weights of a checkpoint.
+
+The graph is made of ONNX Runtime's fused operators from the start, so nothing depends on what a tracer or a
+pattern-matching optimiser happens to recognise, and the numbers are those of the checkpoint. It covers the
+post-layer-norm transformers BERT, DistilBERT and RoBERTa. Word embeddings and the last linear layer stay
+outside. Checkpoint files, tokenizers and the parity check against torch belong to `export`.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from amnestic_unlearn.architecture import ARCHITECTURES, Architecture
+
+OPSET = 17
+# IR 8 is the one that came with opset 17: every ONNX Runtime that has the fused operators reads it.
+IR_VERSION = 8
+FUSED_DOMAIN = "com.microsoft"
+FUSED = ("Attention", "SkipLayerNormalization", "BiasGelu")
+
+Array = NDArray[np.generic]
+
+
+class ExportError(ValueError):
+    """The checkpoint cannot be exported. The text says what about it is at fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """Where one architecture keeps the weights of its encoder, as prefixes of state-dict keys."""
+
+    embeddings: str
+    layer: str
+    query: str
+    key: str
+    value: str
+    attention_output: str
+    attention_norm: str
+    up: str
+    down: str
+    output_norm: str
+    features: str
+    features_activation: str
+
+
+def _bert_names(root: str, features: str) -> _Names:
+    return _Names(
+        embeddings=f"{root}.embeddings",
+        layer=f"{root}.encoder.layer",
+        query="attention.self.query",
+        key="attention.self.key",
+        value="attention.self.value",
+        attention_output="attention.output.dense",
+        attention_norm="attention.output.LayerNorm",
+        up="intermediate.dense",
+        down="output.dense",
+        output_norm="output.LayerNorm",
+        features=features,
+        features_activation="Tanh",
+    )
+
+
+_NAMES = {
+    "bert": _bert_names("bert", "bert.pooler.dense"),
+    "roberta": _bert_names("roberta", "classifier.dense"),
+    "distilbert": _Names(
+        embeddings="distilbert.embeddings",
+        layer="distilbert.transformer.layer",
+        query="attention.q_lin",
+        key="attention.k_lin",
+        value="attention.v_lin",
+        attention_output="attention.out_lin",
+        attention_norm="sa_layer_norm",
+        up="ffn.lin1",
+        down="ffn.lin2",
+        output_norm="output_layer_norm",
+        features="pre_classifier",
+        features_activation="Relu",
+    ),
+}
+
+# The model's code, not its configuration, sets DistilBERT's epsilon.
+_DISTILBERT_EPSILON = 1e-12
+
+
+def architecture_of(config: Any) -> Architecture:
+    """The architecture of a Hugging Face configuration; raises ExportError for one that is not supported."""
+    name = str(getattr(config, "model_type", None))
+    if name not in ARCHITECTURES:
+        raise ExportError(f"architecture {name} is not supported; supported: {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[name]
+
+
+def first_position(config: Any) -> int:
+    """The row of the position table that the first token takes: RoBERTa counts from behind its padding id."""
+    return int(config.pad_token_id) + 1 if config.model_type == "roberta" else 0
+
+
+def build_encoder(architecture: Architecture, config: Any, state_dict: Mapping[str, torch.Tensor]) -> onnx.ModelProto:
+    """The encoder of a sequence classifier between its word embeddings and its last linear layer.
+
+    `config` and `state_dict` are those of the Hugging Face model. The graph maps `inputs_embeds` float32
+    [batch, tokens, hidden_size] and `attention_mask` int64 [batch, tokens] (ones, then zeros: padding on the
+    right only, at least one token) to `features` float32 [batch, feature_size]. Position and type embeddings
+    and their layer norm are inside; tokens are at most the rows of the position table.
+
+    Raises ExportError for a configuration that the graph cannot reproduce or a weight that is missing.
+    """
+    check_config(architecture, config)
+    names, graph = _NAMES[architecture.name], _Graph(_Weights(state_dict))
+    epsilon = _DISTILBERT_EPSILON if architecture.name == "distilbert" else float(config.layer_norm_eps)
+
+    graph.node("Cast", ["attention_mask"], "mask_int32", to=TensorProto.INT32)
+    graph.node("ReduceSum", ["mask_int32", graph.constant("axis_1", [1])], "lengths", keepdims=0)
+    hidden = _embeddings(graph, names, first_position(config), epsilon)
+    layers = int(config.num_hidden_layers)
+    for index in range(layers):
+        shape = _LayerShape(int(config.num_attention_heads), epsilon, first_token_only=index == layers - 1)
+        hidden = _layer(graph, names, index, shape, hidden)
+    dense = [hidden, graph.transposed(f"{names.features}.weight"), graph.weight(f"{names.features}.bias")]
+    graph.node(names.features_activation, [graph.node("Gemm", dense, "features_dense")], "features")
+    return _model(graph, int(config.hidden_size), graph.weights.rows(f"{names.features}.weight"))
+
+
+def count_fused(model: onnx.ModelProto) -> dict[str, int]:
+    """How many nodes of each fused operator the graph has; one Attention a layer is what export demands."""
+    counts = Counter(node.op_type for node in model.graph.node if node.domain == FUSED_DOMAIN)
+    return {name: counts[name] for name in FUSED}
+
+
+def check_config(architecture: Architecture, config: Any) -> None:
+    """Raise ExportError for settings that change the arithmetic of the encoder in a way not covered."""
+    activation = config.activation if architecture.name == "distilbert" else config.hidden_act
+    if activation != "gelu":
+        shown = activation if isinstance(activation, str) else "a custom function"
+        raise ExportError(f"activation {shown} is not supported; supported: gelu")
+    positions = getattr(config, "position_embedding_type", None) or "absolute"
+    if positions != "absolute":
+        raise ExportError(f"position embeddings of type {positions} are not supported; supported: absolute")
+    for setting in ("is_decoder", "add_cross_attention"):
+        if getattr(config, setting, False):
+            raise ExportError(f"{setting} is set: only encoders are supported")
+    if int(config.num_hidden_layers) < 1:
+        raise ExportError("the encoder has no layers")
+    if int(config.hidden_size) % int(config.num_attention_heads):
+        raise ExportError("hidden_size is not a multiple of num_attention_heads")
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """A state dict read as float32 numpy arrays, with a clear error for a key that is not there."""
+
+    state_dict: Mapping[str, torch.Tensor]
+
+    def array(self, key: str) -> NDArray[np.float32]:
+        if key not in self.state_dict:
+            raise ExportError(f"the checkpoint lacks the weight {key}")
+        values: NDArray[np.float32] = self.state_dict[key].detach().cpu().float().numpy()
+        return values
+
+    def rows(self, key: str) -> int:
+        return int(self.array(key).shape[0])
+
+
+@dataclass(slots=True)
+class _Graph:
+    """Nodes and initialisers as they are written."""
+
+    weights: _Weights
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    initializers: dict[str, onnx.TensorProto] = field(default_factory=dict)
+
+    def node(self, operator: str, inputs: list[str], output: str, domain: str = "", **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(operator, inputs, [output], name=output, domain=domain, **attributes))
+        return output
+
+    def fused(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        return self.node(operator, inputs, output, FUSED_DOMAIN, **attributes)
+
+    def array(self, name: str, values: Array) -> str:
+        if name not in self.initializers:
+            self.initializers[name] = numpy_helper.from_array(np.asarray(values, order="C"), name)
+        return name
+
+    def constant(self, name: str, values: list[int]) -> str:
+        return self.array(name, np.array(values, dtype=np.int64))
+
+    def weight(self, key: str) -> str:
+        return self.array(key, self.weights.array(key))
+
+    def transposed(self, key: str) -> str:
+        """A linear layer's weight as MatMul wants it; torch keeps it [out, in]."""
+        return self.array(f"{key}.T", self.weights.array(key).T)
+
+
+@dataclass(frozen=True, slots=True)
+class _LayerShape:
+    heads: int
+    epsilon: float
+    first_token_only: bool
+
+
+def _embeddings(graph: _Graph, names: _Names, start: int, epsilon: float) -> str:
+    """Add to each word embedding the position's and type 0's, summed beforehand, and normalise."""
+    table = graph.weights.array(f"{names.embeddings}.position_embeddings.weight")[start:]
+    types = f"{names.embeddings}.token_type_embeddings.weight"
+    if types in graph.weights.state_dict:
+        table = table + graph.weights.array(types)[0]
+    tokens = graph.node("Shape", ["inputs_embeds"], "tokens", start=1, end=2)
+    slicing = [
+        graph.array("positions", table),
+        graph.constant("axis_0", [0]),
+        tokens,
+        graph.constant("axis_0", [0]),
+    ]
+    positions = graph.node("Slice", slicing, "position_rows")
+    norm = f"{names.embeddings}.LayerNorm"
+    return graph.fused(
+        "SkipLayerNormalization",
+        ["inputs_embeds", positions, graph.weight(f"{norm}.weight"), graph.weight(f"{norm}.bias")],
+        "embedded",
+        epsilon=epsilon,
+    )
+
+
+def _layer(graph: _Graph, names: _Names, index: int, shape: _LayerShape, hidden: str) -> str:
+    """One transformer layer.
+
+    The features are made from the first token alone, so behind the last layer's attention only that token is
+    carried on: its residual, projection and feed-forward part then cost 1 / tokens of a full layer's.
+    """
+    prefix, out = f"{names.layer}.{index}", f"layer_{index}"
+    attended = _attention(graph, names, prefix, shape, hidden, f"{out}_attention")
+    if shape.first_token_only:
+        first = graph.array("first", np.array(0, dtype=np.int64))
+        attended = graph.node("Gather", [attended, first], f"{out}_attention_first", axis=1)
+        hidden = graph.node("Gather", [hidden, first], f"{out}_residual_first", axis=1)
+    projected = _matmul(graph, f"{prefix}.{names.attention_output}", attended, f"{out}_projected")
+    hidden = _add_and_normalise(
+        graph,
+        projected,
+        hidden,
+        f"{prefix}.{names.attention_norm}",
+        f"{prefix}.{names.attention_output}.bias",
+        shape.epsilon,
+        f"{out}_attended",
+    )
+    wide = _matmul(graph, f"{prefix}.{names.up}", hidden, f"{out}_up")
+    active = graph.fused("BiasGelu", [wide, graph.weight(f"{prefix}.{names.up}.bias")], f"{out}_gelu")
+    narrow = _matmul(graph, f"{prefix}.{names.down}", active, f"{out}_down")
+    return _add_and_normalise(
+        graph,
+        narrow,
+        hidden,
+        f"{prefix}.{names.output_norm}",
+        f"{prefix}.{names.down}.bias",
+        shape.epsilon,
+        f"{out}_hidden",
+    )
+
+
+def _attention(graph: _Graph, names: _Names, prefix: str, shape: _LayerShape, hidden: str, output: str) -> str:
+    """Self-attention with queries, keys and values computed by one packed product."""
+    parts = [f"{prefix}.{name}" for name in (names.query, names.key, names.value)]
+    weight = np.concatenate([graph.weights.array(f"{part}.weight").T for part in parts], axis=1)
+    bias = np.concatenate([graph.weights.array(f"{part}.bias") for part in parts])
+    inputs = [
+        hidden,
+        graph.array(f"{prefix}.qkv.weight", weight),
+        graph.array(f"{prefix}.qkv.bias", bias),
+        "lengths",
+    ]
+    return graph.fused("Attention", inputs, output, num_heads=shape.heads)
+
+
+def _matmul(graph: _Graph, layer: str, hidden: str, output: str) -> str:
+    """A linear layer without its bias: the operator behind it adds that."""
+    return graph.node("MatMul", [hidden, graph.transposed(f"{layer}.weight")], output)
+
+
+def _add_and_normalise(
+    graph: _Graph, branch: str, residual: str, norm: str, bias: str, epsilon: float, output: str
+) -> str:
+    inputs = [branch, residual, graph.weight(f"{norm}.weight"), graph.weight(f"{norm}.bias"), graph.weight(bias)]
+    return graph.fused("SkipLayerNormalization", inputs, output, epsilon=epsilon)
+
+
+def _model(graph: _Graph, hidden_size: int, feature_size: int) -> onnx.ModelProto:
+    float32, int64 = TensorProto.FLOAT, TensorProto.INT64
+    model = helper.make_model(
+        helper.make_graph(
+            graph.nodes,
+            "encoder",
+            [
+                helper.make_tensor_value_info("inputs_embeds", float32, ["batch", "tokens", hidden_size]),
+                helper.make_tensor_value_info("attention_mask", int64, ["batch", "tokens"]),
+            ],
+            [helper.make_tensor_value_info("features", float32, ["batch", feature_size])],
+            list(graph.initializers.values()),
+        ),
+        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(FUSED_DOMAIN, 1)],
+        producer_name="amnestic",
+        ir_version=IR_VERSION,
+    )
+    onnx.checker.check_model(model)
+    return model
