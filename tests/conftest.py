@@ -1,0 +1,37 @@
+"""What all tests share: one toy corpus, one trained checkpoint and one bundle of it, each made once a session.
+
+They are shared, so a test that changes a file works on a copy.
+"""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def corpus_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """600 labelled documents as JSON Lines, four labels, all four splits."""
+    from toys import toy_corpus
+
+    return toy_corpus(tmp_path_factory.mktemp("corpus") / "toy.jsonl")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, corpus_path: Path) -> Path:
+    """A trained two-layer BERT classifier of the corpus."""
+    from toys import toy_checkpoint
+
+    return toy_checkpoint(tmp_path_factory.mktemp("checkpoint"), corpus_path)
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, corpus_path: Path) -> Path:
+    """The bundle of the trained checkpoint."""
+    from amnestic_server.export import export
+
+    out = tmp_path_factory.mktemp("bundle") / "toy"
+    export(str(checkpoint), out, corpus=corpus_path)
+    return out
