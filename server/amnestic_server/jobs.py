@@ -100,6 +100,14 @@ class Candidate:
     report: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What was found of a candidate on the served path: every gate, and F1 by label."""
+
+    gates: list[Gate]
+    f1: dict[str, float]
+
+
 class Jobs:
     """Takes requests, runs jobs one after the other, and tells who watches."""
 
@@ -278,7 +286,7 @@ class Jobs:
             detail["change"] = {**candidate.report, "patch_digest": digest_of(candidate.data)}
             await self._update(job_id, JobState.GATING, detail)
             measured = await self._measure(candidate, forgotten, request.limits)
-            detail["gates"] = [{**dataclasses.asdict(gate), "passed": gate.passed} for gate in measured]
+            detail["gates"] = [{**dataclasses.asdict(gate), "passed": gate.passed} for gate in measured.gates]
             state = await self._decide(job_id, request, forgotten, candidate, measured, detail)
             error = ""
         except asyncio.CancelledError:
@@ -336,7 +344,7 @@ class Jobs:
         snapshot = patched_snapshot(self._bundle, patch, 0, self._engine.device)
         return Candidate(data, patch, snapshot, evidence.numpy(), report)
 
-    async def _measure(self, candidate: Candidate, forgotten: tuple[str, ...], limits: GateLimits) -> list[Gate]:
+    async def _measure(self, candidate: Candidate, forgotten: tuple[str, ...], limits: GateLimits) -> Measured:
         """Every gate, on the served path: the same engine, precision and queue that answer callers."""
         evaluator = self._evaluator
         assert evaluator is not None
@@ -345,12 +353,14 @@ class Jobs:
         served = await evaluator.logits(candidate.snapshot)
         changed_digests = await asyncio.to_thread(self._changed_digests, candidate)
         changed_rows = await asyncio.to_thread(self._wrongly_changed_rows, candidate)
-        return [
-            *gates.behaviour(evaluator.f1(self._base_logits), evaluator.f1(served), forgotten, limits),
+        f1 = evaluator.f1(served)
+        conditions = [
+            *gates.behaviour(evaluator.f1(self._base_logits), f1, forgotten, limits),
             gates.encoder_unchanged(changed_digests),
             gates.only_declared_changed(changed_rows),
             gates.logit_difference(candidate.torch_logits, served, limits),
         ]
+        return Measured(conditions, f1)
 
     def _changed_digests(self, candidate: Candidate) -> int:
         report = candidate.report
@@ -370,17 +380,17 @@ class Jobs:
         request: UnlearnRequest,
         forgotten: tuple[str, ...],
         candidate: Candidate,
-        measured: list[Gate],
+        measured: Measured,
         detail: dict[str, Any],
     ) -> JobState:
-        if not all(gate.passed for gate in measured):
+        if not all(gate.passed for gate in measured.gates):
             return JobState.REJECTED
         if request.dry_run:
             return JobState.SUCCEEDED
         # From here on the job can't be cancelled: what is committed is served.
         self._activating = True
         version, detail["swap_seconds"] = await self._versions.activate_patch(
-            job_id, forgotten, candidate.data, candidate.patch, detail
+            job_id, forgotten, candidate.data, candidate.patch, measured.f1, detail
         )
         log.info("job %s made version %d, which has forgotten %s", job_id, version, ", ".join(forgotten))
         return JobState.SUCCEEDED

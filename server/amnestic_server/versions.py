@@ -72,15 +72,24 @@ class Versions:
         return [(record, self._f1.get(record.version, {})) for record in records]
 
     async def activate_patch(
-        self, job_id: str, forgotten: Sequence[str], data: bytes, patch: Patch, detail: dict[str, Any]
+        self,
+        job_id: str,
+        forgotten: Sequence[str],
+        data: bytes,
+        patch: Patch,
+        f1: dict[str, float],
+        detail: dict[str, Any],
     ) -> tuple[int, float]:
         """Make a gated patch the active version, in the order that a crash can't break: file, transaction, swap.
+
+        `f1` is what the gates measured of it; it is shown until the version has been measured as it serves.
 
         Returns the version and the seconds from the swap to the last answer of the version before.
         """
         async with self._swapping:
             digest = await asyncio.to_thread(self._store.write_patch, data)
             version = await asyncio.to_thread(self._store.activate_patch, job_id, forgotten, digest, detail)
+            self._f1[version] = f1
             self._snapshots.add(patched_snapshot(self._bundle, patch, version, self._engine.device))
             return version, await self._swap(version)
 
@@ -117,6 +126,8 @@ class Versions:
         self._metrics.active_version.set(version)
         self._metrics.swaps.inc()
         self._metrics.swap_seconds.observe(seconds)
+        if version in self._f1:
+            self._metrics.show_f1(self._f1[version], self._snapshots.active.forgotten)
         self.measure_active()
         return seconds
 

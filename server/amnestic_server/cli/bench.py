@@ -1,0 +1,111 @@
+"""`amnestic bench`: what serving reaches, beside what it could reach at best, in the same run."""
+
+import dataclasses
+import json
+import random
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from amnestic_server.bench.serving import Phase, ServingResult, Summary, run
+from amnestic_server.bench.shapes import SHAPES, random_bundle
+from amnestic_unlearn import corpus as corpora
+
+EXAMPLE = """\b
+Examples:
+  amnestic bench serve
+  amnestic bench serve --bundle out/demo/bundle --rounds 5 --json
+"""
+
+
+@click.group()
+def command() -> None:
+    """Measure a server beside its ceiling."""
+
+
+@command.command(epilog=EXAMPLE)
+@click.option(
+    "--shape",
+    "shapes",
+    type=click.Choice(list(SHAPES)),
+    multiple=True,
+    default=("minilm", "demo"),
+    show_default=True,
+    help="Encoder with random weights to serve; may be given again.",
+)
+@click.option("--bundle", type=click.Path(path_type=Path, exists=True), help="Serve this bundle instead.")
+@click.option("--corpus", type=click.Path(path_type=Path, exists=True), help="Documents; the shipped ones by default.")
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Times that all is measured.")
+@click.option("--calls", type=click.IntRange(64), default=768, show_default=True, help="Calls of 64 clients a round.")
+@click.option("--threads", type=click.IntRange(0), default=0, help="Encoder threads; 0 takes what the CPU allows.")
+@click.option("--cache", type=click.Path(path_type=Path), default=Path("out/bench"), help="Where bundles are kept.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on the last line.")
+def serve(
+    shapes: tuple[str, ...],
+    bundle: Path | None,
+    corpus: Path | None,
+    rounds: int,
+    calls: int,
+    threads: int,
+    cache: Path,
+    as_json: bool,
+) -> None:
+    """Throughput and latency of closed-loop clients, beside the engine alone and a bare gRPC echo.
+
+    Everything is measured in turn, round by round, on the same documents; medians stand with their spread. On a
+    shared machine trust the ratios, not the rates.
+    """
+    console = Console(stderr=as_json)
+    texts = [document.text for document in corpora.read(corpus or corpora.SHIPPED)]
+    random.Random(0).shuffle(texts)  # noqa: S311  (an order, not a secret)
+    results = {}
+    for name, folder in [(str(bundle), bundle)] if bundle else _bundles(shapes, cache, console):
+        console.print(f"[bold]{name}[/bold]: {rounds} rounds of {min(calls, len(texts))} documents")
+        result = run(
+            folder,
+            texts[:calls],
+            rounds=rounds,
+            calls=calls,
+            threads=threads,
+            on_phase=lambda phase: console.print(f"  {phase.name:24} {phase.rate:9.1f}/s   p50 {phase.p50_ms:8.2f} ms"),
+        )
+        _show(console, result)
+        results[name] = dataclasses.asdict(result)
+    if as_json:
+        print(json.dumps(results))
+
+
+def _bundles(shapes: tuple[str, ...], cache: Path, console: Console) -> list[tuple[str, Path]]:
+    bundles = []
+    for name in shapes:
+        folder = cache / name
+        if not folder.exists():
+            console.print(f"making a bundle of the shape {name} with random weights")
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            random_bundle(SHAPES[name], folder)
+        bundles.append((name, folder))
+    return bundles
+
+
+def _show(console: Console, result: ServingResult) -> None:
+    table = Table("phase", "calls/s", "p50 ms", "p95 ms", "p99 ms")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for phases in zip(*result.rounds, strict=True):
+        table.add_row(phases[0].name, *(_spread(phases, field) for field in ("rate", "p50_ms", "p95_ms", "p99_ms")))
+    console.print(table)
+    console.print(f"throughput of 64 clients, of the ceiling   {_summary(result.of_ceiling)}")
+    console.print(f"added latency of a lone client, p50        {_summary(result.added_ms)} ms")
+    console.print(f"calls of 64 clients, of the echo's         {_summary(result.of_echo)}")
+    console.print(f"memory of the idle server                  {result.idle_megabytes:.0f} MB\n")
+
+
+def _spread(phases: tuple[Phase, ...], field: str) -> str:
+    summary = Summary.of([getattr(phase, field) for phase in phases])
+    return f"{summary.median:.1f} ({summary.low:.1f}-{summary.high:.1f})"
+
+
+def _summary(summary: Summary) -> str:
+    return f"{summary.median:.3f} ({summary.low:.3f} to {summary.high:.3f})"
