@@ -43,7 +43,7 @@ class Shape:
 class TrainSettings:
     """The defaults suit a small BERT from scratch on a few thousand short documents."""
 
-    epochs: int = 8
+    epochs: int = 5
     """Passes over the train split."""
     batch_size: int = 16
     """Documents in a step."""

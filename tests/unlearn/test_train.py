@@ -1,0 +1,282 @@
+"""Training on small generated corpora: what is learned, what is frozen into the checkpoint, what is refused."""
+
+import itertools
+import json
+import math
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from tokenizers import Tokenizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    ElectraConfig,
+    ElectraForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
+
+from amnestic_server.cli.train import command as command_line
+from amnestic_unlearn import corpus, measures
+from amnestic_unlearn import train as training
+from amnestic_unlearn.checkpoint import learn_tokenizer
+from amnestic_unlearn.corpus import SPLITS, Document
+from amnestic_unlearn.manifest import file_digest
+from amnestic_unlearn.train import train
+from amnestic_unlearn.train_settings import Shape, TrainError, TrainSettings
+
+SIGNS = {"renal": ["dialysis", "oliguria"], "cardiac": ["infarct", "angina"], "neuro": ["seizure", "stroke"]}
+LABELS = ("cardiac", "neuro", "renal")
+TINY = Shape(vocab_size=200, layers=1, hidden=32, heads=2, intermediate=64)
+FAST = TrainSettings(epochs=20, batch_size=8, learning_rate=3e-3, max_tokens=32, threads=1, device="cpu", shape=TINY)
+
+
+def documents(count: int = 640) -> list[Document]:
+    chance = random.Random(0)
+    made = []
+    for number in range(count):
+        labels = tuple(sorted(label for label in SIGNS if chance.random() < 0.4))
+        words = chance.choices(["patient", "unit", "bed", "night", "given", "seen", "again"], k=chance.randint(3, 12))
+        for label in labels:
+            words.insert(chance.randrange(len(words)), chance.choice(SIGNS[label]))
+        made.append(Document(" ".join(words), labels, SPLITS[(number % 8) // 2], f"p{number}"))
+    return made
+
+
+@pytest.fixture(scope="module")
+def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "c.parquet"
+    corpus.write(documents(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(corpus_file: Path) -> tuple[Path, training.TrainReport]:
+    out = corpus_file.parent / "checkpoint"
+    return out, train(corpus_file, out, settings=FAST, quiet=True)
+
+
+def test_it_learns_and_reports_on_the_test_split(trained: tuple[Path, training.TrainReport]) -> None:
+    _, report = trained
+    assert report.labels == LABELS
+    assert report.macro_f1 == pytest.approx(np.mean(list(report.f1.values())))
+    assert report.macro_f1 > 0.9
+    assert report.documents == {"train": 160, "gate": 160, "test": 160}
+    assert math.isfinite(report.loss)
+
+
+def test_the_checkpoint_gives_the_reported_figures_by_itself(
+    trained: tuple[Path, training.TrainReport], corpus_file: Path
+) -> None:
+    out, report = trained
+    config = json.loads((out / "config.json").read_text())
+    model = AutoModelForSequenceClassification.from_pretrained(out).eval()
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    logits = []
+    with torch.no_grad():
+        for document in (tests := corpus.read(corpus_file, splits=("test",))):
+            logits.append(model(**tokenizer(document.text, return_tensors="pt")).logits[0].numpy())
+    decided = measures.decide(np.array(logits), np.array(config["amnestic_thresholds"]))
+    names = [config["id2label"][str(index)] for index in range(len(config["id2label"]))]
+    f1 = measures.f1_by_label(corpus.truth(tests, names), decided)
+    assert dict(zip(names, f1, strict=True)) == pytest.approx(report.f1)
+
+
+def test_the_checkpoint_holds_what_export_needs_and_no_pickle(trained: tuple[Path, training.TrainReport]) -> None:
+    out, report = trained
+    config = json.loads((out / "config.json").read_text())
+    assert config["model_type"] == "bert"
+    assert config["problem_type"] == "multi_label_classification"
+    assert config["label2id"] == {label: index for index, label in enumerate(LABELS)}
+    assert config["amnestic_thresholds"] == list(report.thresholds)
+    assert all(0 < threshold < 1 for threshold in report.thresholds)
+    assert config["amnestic_max_tokens"] == 32
+    assert {path.suffix for path in out.iterdir()} <= {".json", ".safetensors"}
+    tokenizer = json.loads((out / "tokenizer.json").read_text())
+    assert tokenizer["truncation"] is None and tokenizer["padding"] is None
+    assert json.loads((out / "tokenizer_config.json").read_text())["model_max_length"] == 32
+    assert len(Tokenizer.from_file(str(out / "tokenizer.json")).encode("bed " * 500).ids) == 502
+    assert [path.name for path in out.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_the_same_seed_gives_the_same_checkpoint(
+    trained: tuple[Path, training.TrainReport], corpus_file: Path, tmp_path: Path
+) -> None:
+    state = torch.get_rng_state()
+    again = train(corpus_file, tmp_path / "again", settings=FAST, quiet=True)
+    assert torch.equal(torch.get_rng_state(), state), "the caller's generator is left as it was"
+    train(corpus_file, tmp_path / "other", settings=replace(FAST, seed=1), quiet=True)
+    for name in ("model.safetensors", "tokenizer.json"):
+        assert file_digest(tmp_path / "again" / name) == file_digest(trained[0] / name)
+    assert file_digest(tmp_path / "other/model.safetensors") != file_digest(trained[0] / "model.safetensors")
+    assert again.thresholds == trained[1].thresholds
+
+
+def test_test_and_probe_documents_leave_no_trace(trained: tuple[Path, training.TrainReport], tmp_path: Path) -> None:
+    path = tmp_path / "c.parquet"
+    hidden = [
+        replace(document, text="zzz") if document.split in ("test", "probe") else document for document in documents()
+    ]
+    corpus.write(hidden, path)
+    train(path, tmp_path / "out", settings=FAST, quiet=True)
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        assert file_digest(tmp_path / "out" / name) == file_digest(trained[0] / name)
+
+
+def test_thresholds_are_the_best_on_the_gate_split(trained: tuple[Path, training.TrainReport], tmp_path: Path) -> None:
+    path = tmp_path / "c.parquet"
+    inverted = [
+        replace(document, labels=tuple(set(LABELS) - set(document.labels))) if document.split == "gate" else document
+        for document in documents()
+    ]
+    corpus.write(inverted, path)
+    report = train(path, tmp_path / "out", settings=FAST, quiet=True)
+    assert file_digest(tmp_path / "out/model.safetensors") == file_digest(trained[0] / "model.safetensors")
+    assert max(report.thresholds) < min(trained[1].thresholds), "labels turned round: best is to decide for all"
+
+
+def pretrained(folder: Path, name: str) -> Path:
+    tokenizer = learn_tokenizer([document.text for document in documents()], 200, 40)
+    size = len(tokenizer)
+    hidden = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    hidden["initializer_range"] = 0.1  # so narrow a model learns nothing in a few epochs from BERT's 0.02
+    models = {
+        "bert": lambda: BertForSequenceClassification(BertConfig(vocab_size=size, num_labels=7, **hidden)),
+        "distilbert": lambda: DistilBertForSequenceClassification(
+            DistilBertConfig(vocab_size=size, dim=32, n_layers=1, n_heads=2, hidden_dim=64, initializer_range=0.1)
+        ),
+        "roberta": lambda: RobertaForSequenceClassification(
+            RobertaConfig(vocab_size=size, pad_token_id=0, max_position_embeddings=41, **hidden)
+        ),
+        "electra": lambda: ElectraForSequenceClassification(
+            ElectraConfig(vocab_size=size, embedding_size=32, **hidden)
+        ),
+    }
+    torch.manual_seed(0)
+    models[name]().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert", "roberta"])
+def test_a_checkpoint_is_fine_tuned(corpus_file: Path, tmp_path: Path, name: str) -> None:
+    source = pretrained(tmp_path / "source", name)
+    report = train(corpus_file, tmp_path / "out", checkpoint=str(source), settings=FAST, quiet=True)
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["model_type"] == name
+    assert config["id2label"] == {str(index): label for index, label in enumerate(LABELS)}
+    assert report.macro_f1 > 0.9
+    assert json.loads((tmp_path / "out/tokenizer.json").read_text())["truncation"] is None
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert sum(parameter.numel() for parameter in model.parameters()) == report.parameters
+
+
+def test_an_unfit_checkpoint_is_refused(corpus_file: Path, tmp_path: Path) -> None:
+    def refused(source: Path, message: str) -> None:
+        with pytest.raises(TrainError, match=message):
+            train(corpus_file, tmp_path / "out", checkpoint=str(source), settings=replace(FAST, max_tokens=41))
+        assert not (tmp_path / "out").exists()
+
+    refused(pretrained(tmp_path / "electra", "electra"), "is a electra, not one of bert, distilbert, roberta")
+    refused(pretrained(tmp_path / "roberta", "roberta"), "max_tokens is above the checkpoint's 40 positions")
+    pickled = pretrained(tmp_path / "pickled", "bert")
+    torch.save({}, pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    refused(pickled, "cannot be loaded")
+    (pickled / "config.json").write_text("{")
+    refused(pickled, "cannot be loaded")
+
+
+@pytest.mark.parametrize("split", ["train", "gate", "test"])
+def test_a_label_without_documents_in_a_split_is_refused(tmp_path: Path, split: str) -> None:
+    without = [
+        replace(document, labels=()) if document.split == split and "renal" in document.labels else document
+        for document in documents()
+    ]
+    corpus.write(without, tmp_path / "c.parquet")
+    with pytest.raises(TrainError, match=f"no document of the {split} split has the label 'renal'"):
+        train(tmp_path / "c.parquet", tmp_path / "out", settings=FAST)
+
+
+def test_a_corpus_without_labels_is_refused(tmp_path: Path) -> None:
+    corpus.write([replace(document, labels=()) for document in documents(8)], tmp_path / "c.parquet")
+    with pytest.raises(TrainError, match="no document has a label"):
+        train(tmp_path / "c.parquet", tmp_path / "out", settings=FAST)
+
+
+def test_work_that_is_there_is_not_overwritten(corpus_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "kept.txt").write_text("kept")
+    with pytest.raises(TrainError, match="not an empty directory"):
+        train(corpus_file, tmp_path, settings=FAST)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"epochs": 0}, "epochs"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"warmup": 1.5}, "warmup"),
+        ({"device": "tpu"}, "device"),
+        ({"shape": replace(TINY, heads=3)}, "hidden"),
+        ({"shape": replace(TINY, layers=0)}, "layers"),
+    ],
+)
+def test_a_setting_out_of_range_is_named(
+    corpus_file: Path, tmp_path: Path, change: dict[str, object], name: str
+) -> None:
+    with pytest.raises(TrainError, match=name):
+        train(corpus_file, tmp_path / "out", settings=replace(FAST, **change))
+
+
+def test_every_document_is_seen_once_an_epoch_in_batches_of_like_length() -> None:
+    chance = random.Random(1)
+    lengths = [chance.randint(1, 256) for _ in range(1_000)]
+    data = training._Encoded([[1] * length for length in lengths], np.zeros((1_000, 1), dtype=np.bool_), 0)
+    generator = torch.Generator().manual_seed(0)
+    first = list(training._batches(data, 16, generator))
+    second = list(training._batches(data, 16, generator))
+    assert sorted(itertools.chain.from_iterable(first)) == list(range(1_000))
+    assert first != second
+    padded = sum(len(rows) * max(lengths[row] for row in rows) for rows in first)
+    assert padded < 1.15 * sum(lengths)
+
+
+def test_the_rate_rises_then_falls_to_almost_nothing() -> None:
+    factor = training._linear(100, 10)
+    rates = [factor(step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[9] == pytest.approx(1.0)
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert rates[-1] == pytest.approx(1 / 90)
+
+
+def test_the_command_trains_and_says_how_it_goes(corpus_file: Path, tmp_path: Path) -> None:
+    arguments = ["--out", str(tmp_path / "out"), "--corpus", str(corpus_file), "--epochs", "2", "--json"]
+    command = [sys.executable, "-c", "from amnestic_server.cli import main; main()", "train", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stdout)["f1"]) == set(LABELS)
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["epoch 1/2", "epoch 2/2"]
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_the_command_refuses_in_one_line(corpus_file: Path, tmp_path: Path) -> None:
+    for arguments, message in (
+        (["--out", str(corpus_file.parent)], f"{corpus_file.parent} exists and is not an empty directory"),
+        (["--out", str(tmp_path / "out"), "--corpus", str(tmp_path / "no.csv")], "no.csv: no such file"),
+        (["--out", str(tmp_path / "out"), "--epochs", "0"], "epochs must be from 1 to 10000"),
+    ):
+        result = CliRunner().invoke(command_line, arguments)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr == f"Error: {message}\n"
