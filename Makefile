@@ -37,7 +37,6 @@ proto-check: $(STAMP) ## the committed stubs are those of the proto files
 	$(BIN)/python proto/generate.py --check
 
 bench: $(STAMP) ## measure serving beside its ceiling
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,dev]'
 	$(BIN)/amnestic bench serve
 
 clean: ## remove what was built

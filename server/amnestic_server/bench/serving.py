@@ -11,11 +11,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import grpc.aio
 import numpy as np
@@ -120,7 +121,7 @@ async def closed_loop(
     grpc.aio.AioRpcError if a call fails: a benchmark with failures is none.
     """
     async with grpc.aio.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
-        call: Callable[[bytes], Awaitable[bytes]] = channel.unary_unary(method)
+        call: Any = channel.unary_unary(method)
         for message in messages[: min(WARM_UP_CALLS, calls)]:
             await call(message)
         latencies = [0.0] * calls

@@ -23,6 +23,8 @@ class Shape:
 
 
 SHAPES = {
+    # So small that the front is all that counts.
+    "tiny": Shape(layers=1, hidden_size=32, heads=2, intermediate_size=64, vocab_size=3_250),
     "demo": Shape(layers=2, hidden_size=128, heads=2, intermediate_size=512, vocab_size=3_250),
     "minilm": Shape(layers=6, hidden_size=384, heads=12, intermediate_size=1_536, vocab_size=30_522),
     "bert-base": Shape(layers=12, hidden_size=768, heads=12, intermediate_size=3_072, vocab_size=30_522),

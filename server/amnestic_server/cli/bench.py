@@ -31,7 +31,7 @@ def command() -> None:
     "shapes",
     type=click.Choice(list(SHAPES)),
     multiple=True,
-    default=("minilm", "demo"),
+    default=("minilm", "demo", "tiny"),
     show_default=True,
     help="Encoder with random weights to serve; may be given again.",
 )
