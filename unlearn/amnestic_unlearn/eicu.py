@@ -113,6 +113,10 @@ def import_eicu(
                 ).fetchone()
                 documents = _documents(connection, frozenset(kept))
                 count = corpus.write(_counted(documents, total, progress), out)
+        except (duckdb.OutOfMemoryException, duckdb.IOException):
+            raise CorpusError(
+                f"{src.name}: a file cannot be read, or {MEMORY} of memory and the disk of {out.name} do not suffice"
+            ) from None
         except duckdb.Error:
             # DuckDB's own text quotes the offending value.
             raise CorpusError(
