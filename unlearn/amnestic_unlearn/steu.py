@@ -204,7 +204,7 @@ def soft_targets(twin: Twin, data: TrainingData, epochs: Sequence[Sequence[Step]
     if method.distil_weight:
         drawn.update(data.forget.tolist())
     order = sorted(drawn)
-    targets = torch.full(data.truth.shape, torch.nan)
+    targets = torch.full(data.truth.shape, torch.nan, dtype=twin.table.dtype)
     base = twin.base(torch.empty(0, dtype=torch.int64))
     targets[order] = twin.evaluate(data.batch(np.array(order)), base).sigmoid()
     return targets

@@ -111,7 +111,7 @@ class Twin:
         self, documents: Sequence[Tokens], width: int, run: Callable[[list[Tokens]], torch.Tensor]
     ) -> torch.Tensor:
         order = sorted(range(len(documents)), key=lambda index: len(documents[index]))
-        results = torch.empty(len(documents), width)
+        results = torch.empty(len(documents), width, dtype=self.table.dtype)
         with torch.no_grad():
             for start in range(0, len(order), EVALUATION_BATCH):
                 batch = order[start : start + EVALUATION_BATCH]
