@@ -1,0 +1,135 @@
+"""Fixtures of the end-to-end tests: servers, client processes and the independent torch computation."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from e2e.harness import CANARY, JOB_SECONDS, Recorded, Reference, Server, Traffic
+
+from amnestic_client import Job, JobState
+from amnestic_unlearn import corpus as corpora
+
+Servers = Callable[..., Server]
+Traffics = Callable[..., Traffic]
+
+
+def _servers(factory: pytest.TempPathFactory, bundle: Path, corpus: Path) -> Iterator[Servers]:
+    started: list[Server] = []
+
+    def serve(*flags: str, bundle: Path = bundle, corpus: Path | None = corpus, start: bool = True) -> Server:
+        server = Server(factory.mktemp("server"), bundle, corpus, flags)
+        started.append(server)
+        return server.start() if start else server
+
+    yield serve
+    for server in started:
+        server.close()
+
+
+@pytest.fixture
+def serve(tmp_path_factory, bundle, corpus_path):
+    """Start a server of the toy bundle; it is gone after the test."""
+    yield from _servers(tmp_path_factory, bundle, corpus_path)
+
+
+@pytest.fixture(scope="module")
+def serve_for_module(tmp_path_factory, bundle, corpus_path):
+    """The same, for a server that the tests of a file share."""
+    yield from _servers(tmp_path_factory, bundle, corpus_path)
+
+
+@pytest.fixture(scope="module")
+def traffic(tmp_path_factory):
+    """Start client processes; they are gone after the tests of the file."""
+    started: list[Traffic] = []
+
+    def predict(target: str, texts: Sequence[str], **options: int) -> Traffic:
+        started.append(Traffic(target, tmp_path_factory.mktemp("traffic"), texts, **options))
+        return started[-1]
+
+    yield predict
+    for clients in started:
+        clients.close()
+
+
+@pytest.fixture(scope="session")
+def reference(checkpoint):
+    torch.set_num_threads(1)
+    return Reference(checkpoint)
+
+
+@pytest.fixture(scope="session")
+def texts(corpus_path):
+    """Documents of the test split, short and long; one is longer than the model's maximum."""
+    documents = [document.text for document in corpora.read(corpus_path) if document.split == "test"][:30]
+    return [*documents, " ".join(documents), documents[0].split()[0]]
+
+
+@pytest.fixture(scope="session")
+def check_answers(reference, texts):
+    """Every recorded call succeeded, and says to 1e-5 what the version that it names says in torch."""
+
+    def check(calls: Sequence[Recorded], patch_of: Callable[[int], Path | None]) -> None:
+        assert calls
+        assert {call.code for call in calls} == {"OK"}
+        patches = {version: patch_of(version) for version in {call.version for call in calls}}
+        expected = {patch: reference.probabilities(texts, patch) for patch in set(patches.values())}
+        for call in calls:
+            wanted = expected[patches[call.version]][call.documents]
+            np.testing.assert_allclose(call.probabilities, wanted, rtol=0, atol=1e-5)
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def check_active(reference, texts):
+    """What a server answers is to 1e-5 what its active version says in torch. Returns that version."""
+
+    def check(server: Server) -> int:
+        result = server.client.predict(texts)
+        wanted = reference.probabilities(texts, server.patch_of(result.version))
+        found = [[score.probability for score in one.scores] for one in result.predictions]
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+        return result.version
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def until():
+    """Wait for a condition of another process."""
+
+    def wait(condition: Callable[[], Any], seconds: float = 30) -> Any:
+        deadline = time.monotonic() + seconds
+        while not (value := condition()):
+            assert time.monotonic() < deadline, "waited too long"
+            time.sleep(0.02)
+        return value
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def reach(until):
+    """Wait until a job is at a stage of its worker, or in a state."""
+
+    def wait(server: Server, job: Job, place: str) -> Job:
+        def there() -> Job | None:
+            seen = server.client.get_job(job.job_id)
+            stage = seen.progress.stage if seen.progress and seen.state is JobState.RUNNING else ""
+            assert not seen.state.ended or seen.state.value == place, f"the job ended: {seen.state} {seen.error}"
+            return seen if place in (stage, seen.state.value) else None
+
+        found: Job = until(there, JOB_SECONDS)
+        return found
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def canary():
+    return CANARY

@@ -1,0 +1,229 @@
+"""The server as an operator runs it: a process of its own on a store of its own, asked over real gRPC.
+
+`Reference` says what a version must answer, by Hugging Face's own classes alone; `Traffic` are client processes that
+predict without pause and keep every answer.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import psutil
+import torch
+from prometheus_client.parser import text_string_to_metric_families
+from safetensors.torch import load_file
+
+from amnestic_client import Client, Job
+
+READY = re.compile(r"ready: grpc=(?P<grpc>\S+) metrics=(?P<metrics>\S+) version=(?P<version>\d+) provider=(\S+)\n")
+# Enough to forget a label of the toy, and quickly.
+METHOD = {"k": 24, "epochs": 12, "embedding_lr": 5e-3, "head_lr": 2e-2}
+GATES = {"forget_f1_max": 0.05, "retain_f1_drop_max": 0.3}
+SCRIPT = Path(__file__).with_name("traffic.py")
+JOB_SECONDS = 120
+# A word of no language, to be looked for wherever text must not be.
+CANARY = "Xylqvornik4711"
+
+
+class Server:
+    """One `amnestic serve` on free ports, which can be stopped, killed and started again on the same store."""
+
+    def __init__(self, folder: Path, bundle: Path, corpus: Path | None, flags: Sequence[str] = ()) -> None:
+        self.store = folder / "store"
+        self.log_file = folder / "stderr"
+        self.arguments = ["--bundle", str(bundle), "--store", str(self.store), "--threads", "1"]
+        self.arguments += ["--grpc-port", "0", "--metrics-port", "0", *flags]
+        if corpus is not None:
+            self.arguments += ["--corpus", str(corpus)]
+        self.target = self.metrics_target = ""
+        self.ready_version = 0
+        self._process: subprocess.Popen[str] | None = None
+        self._clients: list[Client] = []
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text()
+
+    @property
+    def client(self) -> Client:
+        """A client of the process that runs now."""
+        return self._clients[-1]
+
+    def start(self) -> Self:
+        with self.log_file.open("a") as log:
+            self._process = subprocess.Popen(
+                amnestic("serve", *self.arguments), stdout=subprocess.PIPE, stderr=log, text=True, env=environment()
+            )
+        assert self._process.stdout is not None
+        ready = READY.fullmatch(self._process.stdout.readline())
+        assert ready, f"the server did not start:\n{self.log}"
+        self.target, self.metrics_target = ready["grpc"], ready["metrics"]
+        self.ready_version = int(ready["version"])
+        self._clients.append(Client(self.target))
+        return self
+
+    def terminate(self) -> int:
+        return self._end(signal.SIGTERM)
+
+    def kill(self) -> int:
+        return self._end(signal.SIGKILL)
+
+    def send(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self, seconds: float = 30) -> int:
+        assert self._process is not None
+        code = self._process.wait(seconds)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        return code
+
+    def close(self) -> None:
+        """Leave nothing behind, whatever happened."""
+        if self._process is not None and self._process.poll() is None:
+            self.kill()
+        for client in self._clients:
+            client.close()
+
+    def metrics_text(self) -> str:
+        with urllib.request.urlopen(f"http://{self.metrics_target}/metrics", timeout=10) as answer:
+            return str(answer.read().decode())
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        """One sample's value; None if there is no such sample."""
+        for family in text_string_to_metric_families(self.metrics_text()):
+            for sample in family.samples:
+                if sample.name == name and sample.labels == labels:
+                    return float(sample.value)
+        return None
+
+    def workers(self) -> list[psutil.Process]:
+        """The unlearning processes of this server."""
+        found = []
+        for process in psutil.Process(self.pid).children(recursive=True):
+            with suppress(psutil.Error):
+                if "amnestic_unlearn" in process.cmdline():
+                    found.append(process)
+        return found
+
+    def patch_of(self, version: int) -> Path | None:
+        """A version's patch file, None for the base."""
+        (record,) = (record for record in self.client.list_versions() if record.version == version)
+        return record.patch_digest and self.store / "patches" / f"{record.patch_digest}.safetensors"
+
+    def forget(self, *labels: str, **options: Any) -> Job:
+        """Ask for labels to be forgotten, with settings that suit the toy."""
+        return self.client.unlearn(labels, **({"method": METHOD, "gates": GATES} | options))
+
+    def ended(self, job: Job) -> Job:
+        return self.client.wait_for_job(job.job_id, timeout=JOB_SECONDS)
+
+    def _end(self, number: signal.Signals) -> int:
+        self.send(number)
+        return self.wait()
+
+
+class Reference:
+    """What a version answers, computed from the checkpoint and a patch file by Hugging Face's classes alone."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        self._tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        self._model = AutoModelForSequenceClassification.from_pretrained(checkpoint, dtype=torch.float32).eval()
+        self._original = {name: tensor.clone() for name, tensor in self._model.state_dict().items()}
+        self.labels = [self._model.config.id2label[index] for index in range(self._model.config.num_labels)]
+
+    def probabilities(self, texts: Sequence[str], patch: Path | None) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """[texts, labels], each text by itself, so without padding."""
+        self._load(patch)
+        limit = self._model.config.amnestic_max_tokens
+        with torch.no_grad():
+            logits = [
+                self._model(**self._tokenizer(text, return_tensors="pt", truncation=True, max_length=limit)).logits
+                for text in texts
+            ]
+        return torch.cat(logits).sigmoid().numpy()
+
+    def _load(self, patch: Path | None) -> None:
+        weights = {name: tensor.clone() for name, tensor in self._original.items()}
+        if patch is not None:
+            changed = load_file(patch)
+            weights["bert.embeddings.word_embeddings.weight"][changed["row_ids"]] = changed["rows"]
+            weights["classifier.weight"] = changed["head.weight"]
+            weights["classifier.bias"] = changed["head.bias"]
+        self._model.load_state_dict(weights)
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """One call of a traffic process. Times are of the machine's monotonic clock; `code` is the gRPC status."""
+
+    started: float
+    ended: float
+    code: str
+    pinned: int
+    version: int
+    documents: list[int]
+    probabilities: list[list[float]]
+    forgotten: list[str]
+
+
+class Traffic:
+    """Client processes that predict without pause until `stop`; each with several threads, and without retries."""
+
+    def __init__(
+        self, target: str, folder: Path, texts: Sequence[str], *, processes: int = 2, threads: int = 3, pins: int = 0
+    ) -> None:
+        """`pins`: a third of the calls ask for a version from 1 to this; 0 for none of them."""
+        (folder / "texts.json").write_text(json.dumps(list(texts)))
+        self._files = [folder / f"calls-{index}.json" for index in range(processes)]
+        self._processes = [
+            subprocess.Popen(
+                [sys.executable, *map(str, (SCRIPT, target, folder / "texts.json", file, threads, pins, index))],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=environment(),
+            )
+            for index, file in enumerate(self._files)
+        ]
+        for process in self._processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"answered\n"
+
+    def stop(self) -> list[Recorded]:
+        """Every call in the order of its start."""
+        for process in self._processes:
+            process.communicate(timeout=60)
+            assert process.returncode == 0
+        calls = [Recorded(*call) for file in self._files for call in json.loads(file.read_text())]
+        return sorted(calls, key=lambda call: call.started)
+
+    def close(self) -> None:
+        for process in self._processes:
+            if process.poll() is None:
+                process.kill()
+                process.communicate(timeout=10)
+
+
+def amnestic(*arguments: str) -> list[str]:
+    return [str(Path(sys.executable).with_name("amnestic")), *arguments]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}

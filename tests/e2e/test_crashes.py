@@ -1,0 +1,163 @@
+"""kill -9 at every place: of the worker and of the server. A restart always finds a whole version, and no job is lost."""
+
+import random
+import signal
+import time
+from contextlib import suppress
+
+import psutil
+import pytest
+from e2e.harness import JOB_SECONDS, METHOD
+
+from amnestic_client import AmnesticError, JobState
+from amnestic_server.store import JobRecord, Store
+from amnestic_server.store import JobState as StoredState
+from amnestic_unlearn.manifest import MANIFEST, file_digest
+
+ATTEMPTS = ("--max-job-attempts", "50")
+
+
+def test_a_killed_worker_fails_its_job_and_harms_nobody(serve, traffic, texts, reach, check_answers, check_active):
+    server = serve()
+    clients = traffic(server.target, texts, processes=1, threads=2)
+    job = server.forget("alpha", method=METHOD | {"epochs": 1000}, request_id="killed")
+    reach(server, job, "training")
+    (worker,) = server.workers()
+    worker.send_signal(signal.SIGKILL)
+    job = server.ended(job)
+    assert job.state is JobState.FAILED
+    assert job.error == "the worker was killed by signal 9"
+    assert job.version is None
+    assert server.forget("alpha", method=METHOD | {"epochs": 1000}, request_id="killed") == job
+
+    again = server.forget("alpha", method=METHOD | {"epochs": 1000})
+    reach(server, again, "RUNNING")
+    server.client.cancel_job(again.job_id)
+    calls = clients.stop()
+    check_answers(calls, server.patch_of)
+    assert {call.version for call in calls} == {1}
+    assert check_active(server) == 1
+
+
+def test_a_killed_server_takes_its_job_up_again(serve, reach, until, check_active):
+    server = serve()
+    job = server.forget("alpha", request_id="outlives", reason="kept")
+    reach(server, job, "training")
+    (worker,) = server.workers()
+    server.kill()
+    until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, 10)
+
+    server.start()
+    assert server.ready_version == 1
+    assert check_active(server) == 1
+    assert server.forget("alpha", request_id="outlives", reason="kept").job_id == job.job_id
+    job = server.ended(job)
+    assert job.state is JobState.SUCCEEDED
+    assert (job.attempts, job.version, job.reason) == (2, 2, "kept")
+    assert check_active(server) == 2
+    assert [one.job_id for one in server.client.list_jobs()] == [job.job_id]
+    assert list((server.store / "work").iterdir()) == []
+
+
+def test_a_watcher_sees_the_job_through_a_crash_to_its_end(serve, reach):
+    server = serve("--grpc-port", str(free_port()))
+    job = server.forget("alpha", method=METHOD | {"epochs": 1000})
+    states = []
+    for seen in server.client.watch_job(job.job_id, timeout=JOB_SECONDS):
+        states.append(seen.state)
+        if seen.attempts == 1 and seen.progress.stage == "loading":
+            server.kill()
+            server.start()
+        elif seen.attempts == 2 and not seen.state.ended:
+            server.client.cancel_job(job.job_id)
+    assert states[-1] is JobState.CANCELLED
+
+
+def test_a_job_that_never_ends_is_given_up(serve, reach):
+    server = serve("--max-job-attempts", "2")
+    job = server.forget("alpha", method=METHOD | {"epochs": 1000})
+    for attempt in (1, 2):
+        assert reach(server, job, "RUNNING").attempts == attempt
+        server.kill()
+        server.start()
+    job = server.client.get_job(job.job_id)
+    assert job.state is JobState.FAILED
+    assert job.error == "begun 2 times without coming to an end"
+    assert server.client.get_model().active_version == 1
+
+
+def test_kills_at_random_moments_leave_whole_versions_and_lose_nothing(serve, check_active):
+    random_ = random.Random(7)
+    server = serve(*ATTEMPTS)
+    labels = iter(("alpha", "beta", "gamma"))
+    jobs = []
+    for moment in ("start", "start", "loading", "GATING", "training", "GATING", "evaluating", "GATING"):
+        if not jobs or server.client.get_job(jobs[-1].job_id).state.ended:
+            jobs.append(server.forget(next(labels), gates={"forget_f1_max": 1.0, "retain_f1_drop_max": 1.0}))
+        kill_at(server, jobs[-1], moment, random_.uniform(0, 0.05 if moment == "GATING" else 0.5))
+        server.start()
+        assert check_active(server) == server.ready_version
+        whole(server, jobs)
+    job = server.ended(jobs[-1])
+    assert job.state is JobState.SUCCEEDED
+    whole(server, jobs)
+    assert check_active(server) == job.version == len(server.client.list_versions())
+
+
+def kill_at(server, job, moment, seconds_later):
+    with suppress(AmnesticError):
+        for seen in server.client.watch_job(job.job_id, timeout=JOB_SECONDS):
+            place = seen.state.value if seen.state is not JobState.RUNNING else seen.progress.stage
+            if moment in ("start", place) or seen.state.ended:
+                break
+    time.sleep(seconds_later)
+    server.kill()
+
+
+def whole(server, jobs):
+    """Every job is there; as many versions as jobs that made one, the newest active."""
+    listed = {job.job_id: job for job in server.client.list_jobs()}
+    assert list(listed) == [job.job_id for job in reversed(jobs)]
+    assert all(job.state is JobState.SUCCEEDED for job in list(listed.values())[1:])
+    versions = server.client.list_versions()
+    assert [version.version for version in versions] == list(range(1, len(versions) + 1))
+    made = [job.version for job in listed.values() if job.version]
+    assert sorted(made) == [version.version for version in versions[1:]]
+    assert versions[-1].active
+
+
+@pytest.fixture
+def patch_of_a_job(serve, bundle):
+    """(patch file's bytes, labels) of a version made by a real job."""
+    server = serve()
+    job = server.ended(server.forget("alpha"))
+    return server.patch_of(job.version).read_bytes()
+
+
+def test_a_crash_between_commit_and_swap_restarts_on_the_new_version(serve, bundle, patch_of_a_job, check_active):
+    """The one moment that a kill hardly ever hits: the transaction is done, the reference not yet swapped."""
+    server = serve(start=False)
+    store = Store(server.store, file_digest(bundle / MANIFEST))
+    request = {"labels": ["alpha"], "dry_run": False, "reason": "", "method": {}, "limits": {}}
+    store.add_job(JobRecord("job", "committed", request, StoredState.QUEUED, created_at=time.time()))
+    store.start_job("job", {"forgotten": ["alpha"]})
+    digest = store.write_patch(patch_of_a_job)
+    store.activate_patch("job", ["alpha"], digest, {"forgotten": ["alpha"]})
+    store.close()
+    # What a crash in the middle of writing another patch leaves behind.
+    (server.store / "patches" / "0123.partial").write_bytes(patch_of_a_job[:100])
+
+    server.start()
+    assert server.ready_version == 2
+    assert check_active(server) == 2
+    job = server.client.get_job("job")
+    assert (job.state, job.version, job.attempts) == (JobState.SUCCEEDED, 2, 1)
+    assert server.workers() == []
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

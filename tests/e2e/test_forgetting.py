@@ -1,0 +1,251 @@
+"""The main job on a real server: two labels forgotten one after the other while clients predict without pause.
+
+The whole story is played once; each test looks at one side of what was recorded.
+"""
+
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+
+import pytest
+from e2e.harness import CANARY, Recorded, Server
+
+from amnestic_client import Job, JobState, Version
+
+STATES = [JobState.QUEUED, JobState.RUNNING, JobState.GATING, JobState.ACTIVATING, JobState.SUCCEEDED]
+FIRST, SECOND = "alpha", "beta"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One label forgotten: all that a watcher saw, and when it was seen to have succeeded."""
+
+    watched: list[Job]
+    succeeded: float
+    versions: tuple[Version, ...]
+    metrics: dict[str, float]
+
+    @property
+    def job(self) -> Job:
+        return self.watched[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    server: Server
+    f1_before: dict[str, float]
+    steps: list[Step]
+    calls: list[Recorded]
+    stopped: float
+
+
+@pytest.fixture(scope="module")
+def story(serve_for_module, traffic, texts, until):
+    server = serve_for_module()
+    f1_before = until(lambda: server.client.list_versions()[0].f1)
+    # Few threads: the worker has the lowest priority, and must get its turn on a small machine.
+    clients = traffic(server.target, texts, pins=1, processes=1, threads=2)
+    steps = [forget(server, label, until) for label in (FIRST, SECOND)]
+    time.sleep(0.5)
+    stopped = time.monotonic()
+    return Story(server, f1_before, steps, clients.stop(), stopped)
+
+
+def forget(server, label, until):
+    job = server.forget(label, request_id=f"forget-{label}", reason="a test")
+    watched = list(server.client.watch_job(job.job_id, timeout=200))
+    succeeded = time.monotonic()
+    until(lambda: server.client.list_versions()[-1].f1)
+    names = ("forget_f1", "retain_f1")
+    metrics = {
+        f"{name} {which}": value
+        for name in names
+        for which in ("alpha", "beta", "gamma", "delta")
+        if (value := server.metric(f"amnestic_{name}", label=which)) is not None
+    }
+    return Step(watched, succeeded, server.client.list_versions(), metrics)
+
+
+def test_every_answer_is_what_its_version_says_and_none_failed(story, check_answers):
+    check_answers(story.calls, story.server.patch_of)
+    assert {call.version for call in story.calls} == {1, 2, 3}
+
+
+def test_after_succeeded_no_answer_comes_from_an_older_version(story):
+    for step in story.steps:
+        later = [call for call in story.calls if call.ended > step.succeeded and not call.pinned]
+        assert later
+        assert all(call.version >= step.job.version for call in later)
+
+
+def test_versions_never_go_back_by_themselves(story):
+    unpinned = sorted((call for call in story.calls if not call.pinned), key=lambda call: call.ended)
+    newest = 0
+    for call in unpinned:
+        after = [step.job.version for step in story.steps if call.started > step.succeeded]
+        assert call.version >= max(after, default=1)
+        newest = max(newest, call.version)
+    assert newest == 3
+
+
+def test_the_base_still_answers_who_pins_it(story):
+    pinned = [call for call in story.calls if call.pinned]
+    assert pinned
+    assert all(call.version == call.pinned == 1 for call in pinned)
+    assert any(call.started > story.steps[0].succeeded for call in pinned)
+
+
+def test_the_label_is_flagged_as_forgotten_in_the_answers_and_still_answered(story):
+    wanted = {1: [], 2: [FIRST], 3: [FIRST, SECOND]}
+    for call in story.calls:
+        assert sorted(call.forgotten) == wanted[call.version]
+        assert all(len(probabilities) == 4 for probabilities in call.probabilities)
+    model = story.server.client.get_model()
+    assert model.active_version == 3
+    assert {label.name for label in model.labels if label.forgotten} == {FIRST, SECOND}
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_watcher_sees_states_and_progress_only_advance(story, number):
+    watched = story.steps[number].watched
+    assert {job.job_id for job in watched} == {watched[0].job_id}
+    states = [STATES.index(job.state) for job in watched]
+    assert states == sorted(states)
+    assert {JobState.RUNNING, JobState.GATING, JobState.SUCCEEDED} <= {job.state for job in watched}
+    training = [job.progress for job in watched if job.progress and job.progress.stage == "training"]
+    assert len(training) > 2
+    assert all(before.step <= after.step and before.epoch <= after.epoch for before, after in pairwise(training))
+    assert training[-1].epochs == 12
+    assert 0 < training[-1].step <= training[-1].steps
+    assert all(one.forget_loss > 0 and one.utility_loss > 0 for one in training if one.step)
+    assert training[-1].forget_loss < next(one.forget_loss for one in training if one.step)
+
+
+def test_the_second_version_forgets_both_labels_starting_from_the_base(story):
+    first, second = story.steps
+    assert first.job.forgotten == (FIRST,)
+    assert second.job.labels == (SECOND,)
+    assert second.job.forgotten == (FIRST, SECOND)
+    by_label = {gate.label: gate for gate in second.job.gates if gate.name == "forget_f1"}
+    assert set(by_label) == {FIRST, SECOND}
+    assert [version.forgotten for version in second.versions] == [(), (FIRST,), (FIRST, SECOND)]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_job_that_succeeded_shows_every_gate_and_what_it_changed(story, number):
+    job = story.steps[number].job
+    assert job.state is JobState.SUCCEEDED
+    assert job.error is None
+    assert job.attempts == 1
+    assert job.reason == "a test"
+    assert {gate.name for gate in job.gates} == {
+        "forget_f1",
+        "retain_f1_drop",
+        "encoder_unchanged",
+        "only_declared_changed",
+        "logit_difference",
+    }
+    assert all(gate.passed and gate.value <= gate.limit for gate in job.gates)
+    assert 0 < job.change.rows_changed <= 24 * (number + 1)
+    assert len(job.change.tokens) == job.change.rows_changed
+    assert 0 < job.change.parameters_changed_ratio < 0.1
+    assert job.change.training_seconds > 0
+    assert job.created_at <= job.started_at <= job.finished_at
+    version = story.steps[number].versions[job.version - 1]
+    assert version.active
+    assert version.job_id == job.job_id
+    assert version.patch_digest == job.change.patch_digest
+
+
+def test_f1_by_label_is_measured_through_the_served_path_and_moves_with_the_swap(story):
+    assert set(story.f1_before) == {"alpha", "beta", "gamma", "delta"}
+    assert story.f1_before[FIRST] > 0.5
+    for step, forgotten in zip(story.steps, ({FIRST}, {FIRST, SECOND}), strict=True):
+        assert {name.split()[1] for name in step.metrics if name.startswith("forget_f1")} == forgotten
+        assert {name.split()[1] for name in step.metrics if name.startswith("retain_f1")} == (
+            set(story.f1_before) - forgotten
+        )
+        assert all(value <= 0.05 for name, value in step.metrics.items() if name.startswith("forget_f1"))
+        assert all(value > 0.5 for name, value in step.metrics.items() if name.startswith("retain_f1"))
+        active = step.versions[-1].f1
+        assert {name.split()[1]: value for name, value in step.metrics.items()} == active
+
+
+def test_the_metrics_tell_of_calls_batches_jobs_and_the_process(story):
+    server = story.server
+    served = sum(len(call.documents) for call in story.calls)
+    assert server.metric("amnestic_requests_total", method="Predict", code="OK") == len(story.calls)
+    assert server.metric("amnestic_request_seconds_count", method="Predict") == len(story.calls)
+    assert server.metric("amnestic_requests_total", method="WatchJob", code="OK") == 2
+    for stage in ("tokenizer", "queue", "engine"):
+        assert server.metric("amnestic_stage_seconds_count", stage=stage) == len(story.calls)
+    assert server.metric("amnestic_documents_total") == served
+    assert server.metric("amnestic_truncated_documents_total") > 0
+    # Those of the gates and of the measurements are in the batches too.
+    assert server.metric("amnestic_batch_rows_sum") > served
+    computed, padding = (server.metric(f"amnestic_{kind}_total") for kind in ("tokens", "padding_tokens"))
+    assert server.metric("amnestic_batch_tokens_sum") == computed + padding
+    assert server.metric("amnestic_queue_rows") == 0
+    assert server.metric("amnestic_queue_tokens") == 0
+    assert server.metric("amnestic_open_documents") == 0
+    assert server.metric("amnestic_active_version") == 3
+    assert server.metric("amnestic_swaps_total") == 2
+    assert server.metric("amnestic_swap_seconds_count") == 2
+    assert 0 < server.metric("amnestic_swap_seconds_sum") < 10
+    assert server.metric("amnestic_jobs", state="SUCCEEDED") == 2
+    assert server.metric("amnestic_jobs", state="RUNNING") == 0
+    assert server.metric("amnestic_job_seconds_count", state="SUCCEEDED") == 2
+    assert server.metric("amnestic_job_progress_ratio") == 0
+    assert server.metric("amnestic_ready") == 1
+    assert server.metric("process_resident_memory_bytes") > 1e7
+    assert server.metric("process_cpu_seconds_total") > 0
+    assert server.metric("python_gc_collections_total", generation="0") > 0
+    assert 'provider="CPUExecutionProvider"' in server.metrics_text()
+
+
+def test_a_label_already_forgotten_cannot_be_asked_for_again(story):
+    from amnestic_client import FailedPrecondition
+
+    with pytest.raises(FailedPrecondition, match="already forgotten"):
+        story.server.forget(FIRST)
+
+
+def test_the_same_request_id_finds_the_job_that_has_ended(story):
+    job = story.server.forget(FIRST, request_id=f"forget-{FIRST}", reason="a test")
+    assert job == story.steps[0].job
+
+
+def test_no_text_of_a_document_is_in_log_metrics_or_store(story):
+    server = story.server
+    secret = f"{CANARY} was admitted"
+    server.client.predict([secret, "fine"])
+    with pytest.raises(Exception, match="document 2") as failure:
+        server.client.predict([secret, f"{CANARY} " * 40_000])
+    assert CANARY.lower() not in str(failure.value).lower()
+    with pytest.raises(Exception, match="label 1") as failure:
+        server.forget(secret)
+    assert CANARY.lower() not in str(failure.value).lower()
+    texts = [server.log, server.metrics_text()]
+    stored = [file.read_bytes() for file in server.store.rglob("*") if file.is_file()]
+    assert len(stored) > 3
+    for text in (*texts, *(data.decode("latin-1") for data in stored)):
+        assert CANARY.lower() not in text.lower()
+
+
+def test_a_restart_serves_the_active_version_and_a_rollback_outlives_it(story, check_active):
+    """The last of the file: it restarts the server."""
+    server = story.server
+    assert server.terminate() == 0
+    server.start()
+    assert server.ready_version == 3
+    assert check_active(server) == 3
+    assert [job.state for job in server.client.list_jobs()] == [JobState.SUCCEEDED, JobState.SUCCEEDED]
+    assert server.client.list_jobs()[0].gates == story.steps[1].job.gates
+
+    assert server.client.rollback(2, "the second was asked for by mistake").forgotten == (FIRST,)
+    assert check_active(server) == 2
+    server.kill()
+    server.start()
+    assert server.ready_version == 2
+    assert check_active(server) == 2
+    assert [version.active for version in server.client.list_versions()] == [False, True, False]
