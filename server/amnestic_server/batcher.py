@@ -130,7 +130,10 @@ class Batcher:
         self._max_requests = max_requests
         self._on_batch = on_batch
         self._loop = asyncio.get_running_loop()
-        self._changed = threading.Condition()
+        # One lock; each condition wakes only those who wait for it, one of them, since all are alike.
+        self._lock = threading.Lock()
+        self._texts_came = threading.Condition(self._lock)
+        self._may_run = threading.Condition(self._lock)
         self._texts: deque[tuple[Call, Sequence[str]]] = deque()
         self._traffic: RowQueue[Row] = RowQueue(
             max_tokens=max_queue_tokens, batch_tokens=max_batch_tokens, max_padding=max_padding
@@ -180,9 +183,9 @@ class Batcher:
         self._open_documents += len(texts)
         self._idle.clear()
         try:
-            with self._changed:
+            with self._lock:
                 self._texts.append((call, texts))
-                self._changed.notify_all()
+                self._texts_came.notify()
             return await call.future, call.timings
         finally:
             self._open_documents -= len(texts)
@@ -193,9 +196,9 @@ class Batcher:
         """Classify token ids at lower priority than traffic, without a deadline."""
         call = self._call(snapshot, float("inf"), len(rows))
         call.background = True
-        with self._changed:
+        with self._lock:
             self._background.put([Row(call, index, encoded) for index, encoded in enumerate(rows)])
-            self._changed.notify_all()
+            self._notify_worker()
         return await call.future
 
     async def idle(self, seconds: float) -> bool:
@@ -208,9 +211,10 @@ class Batcher:
 
     def close(self) -> None:
         """Stop the threads once the batches in hand are done. Rows still waiting are not answered."""
-        with self._changed:
+        with self._lock:
             self._closed = True
-            self._changed.notify_all()
+            self._texts_came.notify_all()
+            self._may_run.notify_all()
         for thread in self._threads:
             thread.join()
 
@@ -226,8 +230,8 @@ class Batcher:
 
     def _tokenize_forever(self) -> None:
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._texts or self._closed)
+            with self._lock:
+                self._texts_came.wait_for(lambda: self._texts or self._closed)
                 if self._closed:
                     return
                 calls = list(self._texts)
@@ -257,16 +261,14 @@ class Batcher:
                     self._tokenize([pair])
             return
         ended = time.monotonic()
-        for call, texts in live:
-            call.timings.tokenizer = ended - call.admitted_at
-            rows = [Row(call, index, next(encoded)) for index in range(len(texts))]
-            with self._changed:
+        with self._lock:
+            for call, texts in live:
+                call.timings.tokenizer = ended - call.admitted_at
                 try:
-                    self._traffic.put(rows)
+                    self._traffic.put([Row(call, index, next(encoded)) for index in range(len(texts))])
                 except QueueFullError as error:
                     self._post(call.fail, error)
-                    continue
-                self._changed.notify_all()
+            self._notify_worker()
 
     def _run_forever(self) -> None:
         while batch := self._take():
@@ -278,9 +280,9 @@ class Batcher:
                 started = time.monotonic()
                 output = self._run(prepared)
                 seconds = time.monotonic() - started
-            with self._changed:
+            with self._lock:
                 self._in_hand -= 1
-                self._changed.notify_all()
+                self._notify_worker()
             if output is None:
                 self._run_one_by_one(batch)
                 continue
@@ -296,9 +298,9 @@ class Batcher:
 
     def _take(self) -> list[Row] | None:
         """Block until a batch may be closed, and take it; None once the batcher is closed."""
-        with self._changed:
+        with self._lock:
             while True:
-                self._changed.wait_for(lambda: self._closed or self._may_take())
+                self._may_run.wait_for(lambda: self._closed or self._may_take())
                 if self._closed:
                     return None
                 now = time.monotonic()
@@ -310,7 +312,13 @@ class Batcher:
                     if queue is self._background:
                         self._background_ran_at = now
                     self._in_hand += 1
+                    self._notify_worker()
                     return batch
+
+    def _notify_worker(self) -> None:
+        """Wake a worker if there is a batch for it; the lock is held."""
+        if self._may_take():
+            self._may_run.notify()
 
     def _may_take(self) -> bool:
         if self._in_hand == 0:

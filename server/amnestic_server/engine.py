@@ -5,6 +5,7 @@ The engine knows nothing of queues; `Batcher` decides what runs when, and never 
 """
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -182,6 +183,11 @@ def _bind(bind: Any, name: str, tensor: torch.Tensor, dtype: Any) -> None:
 
 
 def limit_library_threads() -> None:
-    """Keep torch and tokenizers from starting thread pools that would fight with the encoder's."""
+    """Keep torch and tokenizers from starting thread pools that would fight with the encoder's.
+
+    The interpreter's switch interval is cut too: a thread that comes back from the encoder should not wait for the
+    5 ms that another may hold the lock by default.
+    """
+    sys.setswitchinterval(0.0005)
     torch.set_num_threads(1)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
