@@ -34,7 +34,7 @@ from amnestic_unlearn.checkpoint import learn_tokenizer
 from amnestic_unlearn.corpus import SPLITS, Document
 from amnestic_unlearn.manifest import file_digest
 from amnestic_unlearn.train import train
-from amnestic_unlearn.training import Shape, TrainError, TrainSettings
+from amnestic_unlearn.train_settings import Shape, TrainError, TrainSettings
 
 SIGNS = {"renal": ["dialysis", "oliguria"], "cardiac": ["infarct", "angina"], "neuro": ["seizure", "stroke"]}
 LABELS = ("cardiac", "neuro", "renal")

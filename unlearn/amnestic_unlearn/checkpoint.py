@@ -24,7 +24,7 @@ from transformers import (
 from transformers.utils import logging as transformers_log
 
 from amnestic_unlearn.architecture import ARCHITECTURES
-from amnestic_unlearn.training import Shape, TrainError
+from amnestic_unlearn.train_settings import Shape, TrainError
 
 _PAD, _UNKNOWN, _CLS, _SEP, _MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from amnestic_unlearn import checkpoint as checkpoints
 from amnestic_unlearn import corpus, measures
 from amnestic_unlearn.corpus import Document
-from amnestic_unlearn.training import CHECKPOINT_RATE, SCRATCH_RATE, TrainError, TrainSettings
+from amnestic_unlearn.train_settings import CHECKPOINT_RATE, SCRATCH_RATE, TrainError, TrainSettings
 
 # Batches are cut from blocks of this many batches, sorted by length: little padding, yet a random order.
 _BLOCK = 16

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from amnestic_server.cli.render import print_json
 from amnestic_unlearn.corpus import SHIPPED, CorpusError
-from amnestic_unlearn.training import CHECKPOINT_RATE, SCRATCH_RATE, TrainError, TrainSettings
+from amnestic_unlearn.train_settings import CHECKPOINT_RATE, SCRATCH_RATE, TrainError, TrainSettings
 
 if TYPE_CHECKING:
     from amnestic_unlearn.train import TrainReport
