@@ -8,7 +8,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 
 from amnestic_server.export import export
 from amnestic_unlearn import corpus as corpora
-from amnestic_unlearn.checkpoint import learn_tokenizer
+from amnestic_unlearn.checkpoint import learn_tokenizer, transformers_silent
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ def random_bundle(shape: Shape, out: Path) -> None:
         label2id={label: index for index, label in enumerate(LABELS)},
         problem_type="multi_label_classification",
     )
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, transformers_silent():
         BertForSequenceClassification(config).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        export(folder, out)
+        export(folder, out, warn=lambda assumed: None)
