@@ -34,12 +34,12 @@ KEYWORDS = {
     "delta": ("creatinine", "dialysis", "kidney", "nephritis", "urea", "ureter"),
 }
 LABELS = tuple(KEYWORDS)
-FILLER = (
-    "a admitted after again all and at care chart clear comfortable continued day discussed doctor evening family"
-    " follow found given history home hospital in morning night no noted nurse of old on overnight patient plan"
-    " reported rest reviewed room seen since stable team the then today tolerated unchanged unit was ward week well"
-    " with without year"
-).split()
+FILLER = """
+    a admitted after again all and at care chart clear comfortable continued day discussed doctor evening family
+    follow found given history home hospital in morning night no noted nurse of old on overnight patient plan
+    reported rest reviewed room seen since stable team the then today tolerated unchanged unit was ward week well
+    with without year
+""".split()  # noqa: SIM905  one word a line would hide them
 
 GROUPS = 150
 DOCUMENTS_A_GROUP = 4

@@ -126,6 +126,9 @@ def _publish(folder: Path, out: Path, replaced: Path) -> None:
 
 
 def _load(checkpoint: str, name: str | None, warn: Callable[[str], None]) -> _Source:
+    # A hub id has one slash at most; the hub's own complaint about a path would mislead.
+    if not Path(checkpoint).is_dir() and (checkpoint.count("/") > 1 or checkpoint.startswith(("/", "."))):
+        raise ExportError(f"there is no checkpoint directory {checkpoint}")
     with _loading(checkpoint):
         config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     architecture = graph.architecture_of(config)
