@@ -25,14 +25,15 @@ def f1_by_label(truth: Bools, decided: Bools) -> Floats:
     """F1 of every column, 2 TP / (2 TP + FP + FN); 0 where there is nothing to find and nothing found."""
     hits = (truth & decided).sum(axis=0)
     total = truth.sum(axis=0) + decided.sum(axis=0)
-    return np.divide(2.0 * hits, total, out=np.zeros(truth.shape[1]), where=total > 0)
+    f1: Floats = np.divide(2.0 * hits, total, out=np.zeros(truth.shape[1]), where=total > 0)
+    return f1
 
 
 def best_threshold(truth: Bools, probability: Floats) -> float:
     """The probability threshold with the largest F1 on one label; [N] and [N]. 0.5 if the label never occurs.
 
-    Of equally good cuts it takes the midpoint of the widest-scoring one's neighbours, so that rounding of a
-    probability does not flip a decision.
+    Of equally good cuts it takes the highest. The threshold lies midway between the last document decided and the
+    next, so that rounding of a probability does not flip a decision.
     """
     if not truth.any():
         return 0.5

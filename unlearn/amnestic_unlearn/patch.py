@@ -8,7 +8,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
@@ -45,10 +45,11 @@ class Patch:
             "head.weight": self.head_weight,
             "head.bias": self.head_bias,
         }
-        return save(
+        data: bytes = save(
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
             metadata={"amnestic": json.dumps(header, sort_keys=True)},
         )
+        return data
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -118,8 +119,9 @@ def digest_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _header(data: bytes) -> dict[str, object] | dict[str, list[str]]:
+def _header(data: bytes) -> dict[str, Any]:
+    """Amnestic's own entry in the metadata that a safetensors file begins with."""
     size = int.from_bytes(data[:8], "little")
     metadata = json.loads(data[8 : 8 + size])["__metadata__"]
-    header: dict[str, object] = json.loads(metadata["amnestic"])
+    header: dict[str, Any] = json.loads(metadata["amnestic"])
     return header
