@@ -83,9 +83,7 @@ class Patch:
             raise PatchError("the patch file does not match its digest")
         return cls.from_bytes(data)
 
-    def check(
-        self, base_digest: str, labels: tuple[str, ...], table: torch.Tensor, head: torch.Tensor
-    ) -> None:
+    def check(self, base_digest: str, labels: tuple[str, ...], table: torch.Tensor, head: torch.Tensor) -> None:
         """Raise PatchError unless the patch fits the bundle and changes just the rows that it declares.
 
         `table` is the base embedding table [V, d]; `head` the base head's weight [C, h].
