@@ -24,6 +24,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from safetensors.torch import load_file
 
 from amnestic_client import Client, Job
+from amnestic_unlearn.manifest import MANIFEST, Manifest, file_digest
+from amnestic_unlearn.patch import Patch
 
 READY = re.compile(r"ready: grpc=(?P<grpc>\S+) metrics=(?P<metrics>\S+) version=(?P<version>\d+) provider=(\S+)\n")
 # Enough to forget a label of the toy, and quickly.
@@ -31,6 +33,7 @@ METHOD = {"k": 24, "epochs": 12, "embedding_lr": 5e-3, "head_lr": 2e-2}
 GATES = {"forget_f1_max": 0.05, "retain_f1_drop_max": 0.3}
 SCRIPT = Path(__file__).with_name("traffic.py")
 JOB_SECONDS = 120
+ROWS = 48
 # A word of no language, to be looked for wherever text must not be.
 CANARY = "Xylqvornik4711"
 
@@ -219,6 +222,21 @@ class Traffic:
             if process.poll() is None:
                 process.kill()
                 process.communicate(timeout=10)
+
+
+def make_patch(bundle: Path, seed: int) -> Patch:
+    """Random rows and a random head around the base's: seeds that differ answer visibly differently."""
+    manifest = Manifest.read(bundle)
+    generator = torch.Generator().manual_seed(seed)
+    table = load_file(bundle / "embeddings.safetensors")["weight"]
+    head = load_file(bundle / "head.safetensors")
+    ids = torch.randperm(len(table), generator=generator)[:ROWS].sort().values
+    near = [torch.randn(shape, generator=generator) for shape in ((ROWS, table.shape[1]), head["weight"].shape)]
+    forgotten = (manifest.labels[seed % len(manifest.labels)],)
+    weight = head["weight"] + 0.3 * near[1]
+    return Patch(
+        file_digest(bundle / MANIFEST), forgotten, ids, table[ids] + near[0], weight, head["bias"] - 0.1 * seed
+    )
 
 
 def amnestic(*arguments: str) -> list[str]:

@@ -1,13 +1,13 @@
-"""kill -9 at every place: of the worker and of the server. A restart always finds a whole version, and no job is lost."""
+"""kill -9 of the worker and of the server, anywhere. A restart finds a whole version, and no job is lost."""
 
 import random
 import signal
+import socket
 import time
 from contextlib import suppress
 
 import psutil
-import pytest
-from e2e.harness import JOB_SECONDS, METHOD
+from e2e.harness import JOB_SECONDS, METHOD, make_patch
 
 from amnestic_client import AmnesticError, JobState
 from amnestic_server.store import JobRecord, Store
@@ -91,7 +91,7 @@ def test_kills_at_random_moments_leave_whole_versions_and_lose_nothing(serve, ch
     server = serve(*ATTEMPTS)
     labels = iter(("alpha", "beta", "gamma"))
     jobs = []
-    for moment in ("start", "start", "loading", "GATING", "training", "GATING", "evaluating", "GATING"):
+    for moment in ("start", "GATING", "start", "training", "start", "loading", "evaluating", "GATING"):
         if not jobs or server.client.get_job(jobs[-1].job_id).state.ended:
             jobs.append(server.forget(next(labels), gates={"forget_f1_max": 1.0, "retain_f1_drop_max": 1.0}))
         kill_at(server, jobs[-1], moment, random_.uniform(0, 0.05 if moment == "GATING" else 0.5))
@@ -126,26 +126,19 @@ def whole(server, jobs):
     assert versions[-1].active
 
 
-@pytest.fixture
-def patch_of_a_job(serve, bundle):
-    """(patch file's bytes, labels) of a version made by a real job."""
-    server = serve()
-    job = server.ended(server.forget("alpha"))
-    return server.patch_of(job.version).read_bytes()
-
-
-def test_a_crash_between_commit_and_swap_restarts_on_the_new_version(serve, bundle, patch_of_a_job, check_active):
+def test_a_crash_between_commit_and_swap_restarts_on_the_new_version(serve, bundle, check_active):
     """The one moment that a kill hardly ever hits: the transaction is done, the reference not yet swapped."""
     server = serve(start=False)
+    patch = make_patch(bundle, 0)
     store = Store(server.store, file_digest(bundle / MANIFEST))
-    request = {"labels": ["alpha"], "dry_run": False, "reason": "", "method": {}, "limits": {}}
+    request = {"labels": patch.forgotten, "dry_run": False, "reason": "", "method": {}, "limits": {}}
     store.add_job(JobRecord("job", "committed", request, StoredState.QUEUED, created_at=time.time()))
-    store.start_job("job", {"forgotten": ["alpha"]})
-    digest = store.write_patch(patch_of_a_job)
-    store.activate_patch("job", ["alpha"], digest, {"forgotten": ["alpha"]})
+    store.start_job("job", {"forgotten": patch.forgotten})
+    digest = store.write_patch(patch.to_bytes())
+    store.activate_patch("job", patch.forgotten, digest, {"forgotten": patch.forgotten})
     store.close()
     # What a crash in the middle of writing another patch leaves behind.
-    (server.store / "patches" / "0123.partial").write_bytes(patch_of_a_job[:100])
+    (server.store / "patches" / "0123.partial").write_bytes(patch.to_bytes()[:100])
 
     server.start()
     assert server.ready_version == 2
@@ -156,8 +149,6 @@ def test_a_crash_between_commit_and_swap_restarts_on_the_new_version(serve, bund
 
 
 def free_port() -> int:
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

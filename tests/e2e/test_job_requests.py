@@ -18,9 +18,9 @@ def server(serve_for_module):
 
 @pytest.fixture
 def running(server, reach):
-    """A job that trains for as long as the test lasts."""
+    """A job that runs for as long as the test lasts."""
     job = server.forget("delta", method=ENDLESS)
-    reach(server, job, "training")
+    reach(server, job, "RUNNING")
     yield job
     if not server.client.get_job(job.job_id).state.ended:
         server.client.cancel_job(job.job_id)
@@ -74,7 +74,7 @@ def test_a_queued_job_is_cancelled_and_never_begun(server, running):
 
 
 def test_a_running_job_is_cancelled_with_its_worker_and_the_next_one_begins(server, running, until, reach):
-    (worker,) = server.workers()
+    (worker,) = until(server.workers)
     following = server.forget("alpha", method=ENDLESS)
     assert server.client.cancel_job(running.job_id).state is JobState.CANCELLED
     assert not worker.is_running()

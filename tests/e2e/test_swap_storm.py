@@ -6,41 +6,22 @@ storm goes down that line, one rollback a step.
 
 import time
 from bisect import bisect_left, bisect_right
-from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
+from e2e.harness import make_patch
 
 from amnestic_client import FailedPrecondition
 from amnestic_server.store import Store
-from amnestic_unlearn.manifest import MANIFEST, Manifest, file_digest
-from amnestic_unlearn.patch import Patch
+from amnestic_unlearn.manifest import MANIFEST, file_digest
 
 SWAPS = 200
 NEWEST = SWAPS + 1
 PATCHES = 5
-ROWS = 48
-
-
-def make_patch(bundle: Path, manifest: Manifest, seed: int) -> Patch:
-    """Random rows and a random head around the base's: neighbours in the line answer visibly differently."""
-    generator = torch.Generator().manual_seed(seed)
-    table = load_file(bundle / "embeddings.safetensors")["weight"]
-    head = load_file(bundle / "head.safetensors")
-    ids = torch.randperm(len(table), generator=generator)[:ROWS].sort().values
-    near = [torch.randn(shape, generator=generator) for shape in ((ROWS, table.shape[1]), head["weight"].shape)]
-    forgotten = (manifest.labels[seed % len(manifest.labels)],)
-    weight = head["weight"] + 0.3 * near[1]
-    return Patch(
-        file_digest(bundle / MANIFEST), forgotten, ids, table[ids] + near[0], weight, head["bias"] - 0.1 * seed
-    )
 
 
 @pytest.fixture(scope="module")
 def patches(bundle):
-    manifest = Manifest.read(bundle)
-    return [make_patch(bundle, manifest, seed) for seed in range(PATCHES)]
+    return [make_patch(bundle, seed) for seed in range(PATCHES)]
 
 
 @pytest.fixture(scope="module")

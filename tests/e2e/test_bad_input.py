@@ -1,0 +1,180 @@
+"""Every bad request gets the right code and a sentence, and the sentence never repeats what was sent."""
+
+import grpc
+import pytest
+from e2e.harness import CANARY
+
+from amnestic.v1 import prediction_pb2, prediction_pb2_grpc, unlearning_pb2, unlearning_pb2_grpc
+from amnestic_unlearn import corpus as corpora
+from amnestic_unlearn.corpus import Document
+
+LIMITS = ("--max-documents", "8", "--max-document-bytes", "2000")
+
+
+@pytest.fixture(scope="module")
+def scarce_corpus(corpus_path, tmp_path_factory):
+    """The toy's, but with 9 training documents of gamma, and no gate document of delta."""
+
+    def kept(document: Document) -> bool:
+        nonlocal gammas
+        gammas += document.split == "train" and "gamma" in document.labels
+        is_tenth_gamma = document.split == "train" and "gamma" in document.labels and gammas > 9
+        return not is_tenth_gamma and not (document.split == "gate" and "delta" in document.labels)
+
+    gammas = 0
+    path = tmp_path_factory.mktemp("corpus") / "scarce.jsonl"
+    corpora.write([document for document in corpora.read(corpus_path) if kept(document)], path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(serve_for_module, scarce_corpus):
+    return serve_for_module(*LIMITS, corpus=scarce_corpus)
+
+
+@pytest.fixture(scope="module")
+def without_corpus(serve_for_module):
+    return serve_for_module(corpus=None)
+
+
+@pytest.fixture(scope="module")
+def call():
+    """Send a request without the client's own checks; returns the error's code and text."""
+
+    def send(server, name, **fields):
+        service = "Prediction" if name in ("Predict", "GetModel") else "Unlearning"
+        messages = prediction_pb2 if service == "Prediction" else unlearning_pb2
+        stubs = prediction_pb2_grpc if service == "Prediction" else unlearning_pb2_grpc
+        with grpc.insecure_channel(server.target, options=[("grpc.enable_retries", 0)]) as channel:
+            stub = getattr(stubs, f"{service}ServiceStub")(channel)
+            request = getattr(messages, f"{name}Request")(**fields)
+            with pytest.raises(grpc.RpcError) as failure:
+                answer = getattr(stub, name)(request, timeout=20)
+                list(answer if name == "WatchJob" else ())
+        text = failure.value.details()
+        assert CANARY.lower() not in text.lower()
+        return failure.value.code().name, text
+
+    return send
+
+
+BAD_PREDICTIONS = {
+    "no document": ({}, "INVALID_ARGUMENT", "the call has no document"),
+    "empty": ({"documents": [CANARY, ""]}, "INVALID_ARGUMENT", "document 2 is empty"),
+    "white space": ({"documents": [" \n\t\u2003"]}, "INVALID_ARGUMENT", "document 1 is empty"),
+    "oversized": ({"documents": [CANARY * 200]}, "INVALID_ARGUMENT", "document 1 is larger than 2000 bytes"),
+    "oversized in bytes alone": ({"documents": ["ü" * 1001]}, "INVALID_ARGUMENT", "larger than 2000 bytes"),
+    "too many": ({"documents": [CANARY] * 9}, "INVALID_ARGUMENT", "the call has more than 8 documents"),
+    "unknown version": ({"documents": [CANARY], "version": 7}, "NOT_FOUND", "there is no such version"),
+    "negative version": ({"documents": [CANARY], "version": -1}, "NOT_FOUND", "there is no such version"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PREDICTIONS)
+def test_bad_predictions(server, call, name):
+    fields, code, text = BAD_PREDICTIONS[name]
+    found = call(server, "Predict", **fields)
+    assert found[0] == code
+    assert text in found[1]
+
+
+BAD_FORGETTING = {
+    "no label": ({}, "INVALID_ARGUMENT", "no label to forget"),
+    "unknown label": ({"labels": ["alpha", CANARY]}, "NOT_FOUND", "label 2 of the request is not one of the model's"),
+    "a label twice": ({"labels": ["alpha", "alpha"]}, "INVALID_ARGUMENT", "a label is named twice"),
+    "too few documents": ({"labels": ["gamma"]}, "FAILED_PRECONDITION", "fewer than 10 training documents of gamma"),
+    "no gate document": ({"labels": ["delta"]}, "FAILED_PRECONDITION", "no gate documents of delta"),
+    "long reason": ({"labels": ["alpha"], "reason": CANARY * 400}, "INVALID_ARGUMENT", "longer than 2000 characters"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FORGETTING)
+def test_bad_requests_to_forget(server, call, name):
+    fields, code, text = BAD_FORGETTING[name]
+    found = call(server, "Unlearn", **fields)
+    assert found[0] == code
+    assert text in found[1]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("k", 0),
+        ("k", 65_537),
+        ("epochs", 0),
+        ("epochs", 1001),
+        ("batch_size", 0),
+        ("embedding_lr", -1e-3),
+        ("head_lr", -1.0),
+        ("head_lr", float("nan")),
+        ("embedding_lr", float("inf")),
+        ("forget_weight", -1.0),
+        ("utility_weight", float("nan")),
+        ("distil_weight", -0.5),
+        ("seed", 2**63),
+    ],
+)
+def test_settings_of_the_method_out_of_range(server, call, setting, value):
+    method = unlearning_pb2.Method(**{setting: value})
+    code, text = call(server, "Unlearn", labels=["alpha"], method=method)
+    assert code == "INVALID_ARGUMENT"
+    assert text.startswith(f"{setting} must be")
+
+
+@pytest.mark.parametrize(
+    ("limit", "value"),
+    [("forget_f1_max", -0.1), ("retain_f1_drop_max", -1.5), ("logit_difference_max", 0.0), ("forget_f1_max", 1.1)],
+)
+def test_gate_limits_out_of_range(server, call, limit, value):
+    gates = unlearning_pb2.GateLimits(**{limit: value})
+    code, text = call(server, "Unlearn", labels=["alpha"], gates=gates)
+    assert code == "INVALID_ARGUMENT"
+    assert text.startswith(f"{limit} must be")
+
+
+BAD_OTHERS = {
+    "rollback without a reason": ("Rollback", {"version": 1}, "INVALID_ARGUMENT", "needs a reason"),
+    "rollback with a blank one": ("Rollback", {"version": 1, "reason": " "}, "INVALID_ARGUMENT", "needs a reason"),
+    "rollback to nothing": ("Rollback", {"version": 9, "reason": CANARY}, "NOT_FOUND", "no such version"),
+    "rollback to the active": ("Rollback", {"version": 1, "reason": CANARY}, "FAILED_PRECONDITION", "active already"),
+    "unknown job": ("GetJob", {"job_id": CANARY}, "NOT_FOUND", "there is no such job"),
+    "no job": ("GetJob", {}, "NOT_FOUND", "there is no such job"),
+    "watch an unknown job": ("WatchJob", {"job_id": CANARY}, "NOT_FOUND", "there is no such job"),
+    "cancel an unknown job": ("CancelJob", {"job_id": CANARY}, "NOT_FOUND", "there is no such job"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_OTHERS)
+def test_other_bad_requests(server, call, name):
+    method, fields, code, text = BAD_OTHERS[name]
+    found = call(server, method, **fields)
+    assert found[0] == code
+    assert text in found[1]
+
+
+def test_a_label_cannot_be_forgotten_if_none_would_be_kept(serve, call):
+    code, text = call(serve(), "Unlearn", labels=["alpha", "beta", "gamma", "delta"])
+    assert (code, text) == ("INVALID_ARGUMENT", "at least one label must be kept")
+
+
+def test_without_a_corpus_predictions_are_answered_and_nothing_is_forgotten(without_corpus, call, check_active):
+    assert check_active(without_corpus) == 1
+    code, text = call(without_corpus, "Unlearn", labels=["alpha"])
+    assert code == "FAILED_PRECONDITION"
+    assert "--corpus" in text
+    assert without_corpus.client.list_versions()[0].f1 == {}
+
+
+def test_a_message_beyond_all_limits_is_refused_by_the_transport(server, call):
+    code, _ = call(server, "Predict", documents=[CANARY * 10_000])
+    assert code == "RESOURCE_EXHAUSTED"
+
+
+def test_refused_calls_are_counted_by_code_and_leave_no_trace(server):
+    """The last of the file."""
+    assert server.metric("amnestic_requests_total", method="Predict", code="INVALID_ARGUMENT") == 6
+    assert server.metric("amnestic_requests_total", method="Predict", code="NOT_FOUND") == 2
+    assert server.metric("amnestic_documents_total") == 0
+    assert server.client.list_jobs() == ()
+    assert CANARY.lower() not in (server.log + server.metrics_text()).lower()
+    assert "Traceback" not in server.log
