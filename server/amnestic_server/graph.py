@@ -1,9 +1,12 @@
 """Writes the frozen encoder as an ONNX graph, operator by operator, from the weights of a checkpoint.
 
 The graph is made of ONNX Runtime's fused operators from the start, so nothing depends on what a tracer or a
-pattern-matching optimiser happens to recognise, and the numbers are those of the checkpoint. It covers the
-post-layer-norm transformers BERT, DistilBERT and RoBERTa. Word embeddings and the last linear layer stay
-outside. Checkpoint files, tokenizers and the parity check against torch belong to `export`.
+pattern-matching optimiser happens to recognise, and the numbers are those of the checkpoint. It is not optimised
+ahead either: ONNX Runtime finds nothing to fuse at loading but the last Gemm with its activation, and a file saved
+after that would be bound to the machine that saved it.
+
+It covers the post-layer-norm transformers BERT, DistilBERT and RoBERTa. Word embeddings and the last linear layer
+stay outside. Checkpoint files, tokenizers and the parity check against torch belong to `export`.
 """
 
 from collections import Counter
@@ -117,6 +120,7 @@ def build_encoder(architecture: Architecture, config: Any, state_dict: Mapping[s
     names, graph = _NAMES[architecture.name], _Graph(_Weights(state_dict))
     epsilon = _DISTILBERT_EPSILON if architecture.name == "distilbert" else float(config.layer_norm_eps)
 
+    # Lengths instead of the mask: as fast on a CPU, and the form that the fused kernels of a GPU take.
     graph.node("Cast", ["attention_mask"], "mask_int32", to=TensorProto.INT32)
     graph.node("ReduceSum", ["mask_int32", graph.constant("axis_1", [1])], "lengths", keepdims=0)
     hidden = _embeddings(graph, names, first_position(config), epsilon)

@@ -1,0 +1,160 @@
+"""The encoder's graph against the Hugging Face model that it was written from, under padding and odd sizes."""
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from toys import toy_model
+from transformers import AlbertConfig
+
+from amnestic_server.graph import ExportError, architecture_of, build_encoder, count_fused, first_position
+
+VOCAB = 50
+BERT_SIZES = {"hidden_size": 36, "num_attention_heads": 3, "intermediate_size": 50}
+DISTILBERT_SIZES = {"dim": 36, "n_heads": 3, "hidden_dim": 50}
+MODELS = [
+    pytest.param("bert", {**BERT_SIZES, "num_hidden_layers": 3, "layer_norm_eps": 1e-3}, id="bert"),
+    pytest.param("bert", {**BERT_SIZES, "num_hidden_layers": 1}, id="bert of one layer"),
+    pytest.param("bert", {"num_attention_heads": 1, "type_vocab_size": 1}, id="bert of one head and one type"),
+    pytest.param("distilbert", {**DISTILBERT_SIZES, "n_layers": 3}, id="distilbert"),
+    pytest.param("distilbert", {"n_layers": 1, "sinusoidal_pos_embds": True}, id="distilbert of sinusoids"),
+    pytest.param("roberta", {**BERT_SIZES, "num_hidden_layers": 3, "layer_norm_eps": 1e-5}, id="roberta"),
+    pytest.param("roberta", {"pad_token_id": 4, "type_vocab_size": 1}, id="roberta that pads with 4"),
+]
+
+
+def model_of(architecture: str, settings: dict[str, Any]) -> Any:
+    """Weights large enough that a wrong epsilon, position or mask shows; biases and layer norms not at their start."""
+    torch.manual_seed(1)
+    model = toy_model(architecture, VOCAB, **settings)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def build(model: Any) -> onnx.ModelProto:
+    return build_encoder(architecture_of(model.config), model.config, model.state_dict())
+
+
+def session_of(graph: onnx.ModelProto, options: ort.SessionOptions | None = None) -> ort.InferenceSession:
+    return ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def logits_of(session: ort.InferenceSession, model: Any, ids: torch.Tensor, mask: torch.Tensor) -> np.ndarray:
+    """Table, graph and head, put together as serving does."""
+    head = model.get_submodule(architecture_of(model.config).head)
+    embeds = model.get_input_embeddings().weight[ids].detach().numpy()
+    (features,) = session.run(None, {"inputs_embeds": embeds, "attention_mask": mask.numpy()})
+    return features @ head.weight.detach().numpy().T + head.bias.detach().numpy()
+
+
+def batch_of(lengths: list[int], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    # From behind every padding id used here: RoBERTa would take such a token for padding.
+    ids = torch.randint(6, VOCAB, mask.shape, generator=torch.Generator().manual_seed(2))
+    return torch.where(mask.bool(), ids, pad), mask
+
+
+@pytest.mark.parametrize(("architecture", "settings"), MODELS)
+def test_the_graph_computes_what_the_model_does(architecture: str, settings: dict[str, Any]) -> None:
+    model = model_of(architecture, settings)
+    session = session_of(build(model))
+    capacity = model.config.max_position_embeddings - first_position(model.config)
+    for lengths in ([1], [7], [9, 2, 5, 1], [capacity, 1], [capacity] * 3):
+        ids, mask = batch_of(lengths, model.config.pad_token_id)
+        with torch.inference_mode():
+            expected = model(input_ids=ids, attention_mask=mask).logits.numpy()
+        np.testing.assert_allclose(logits_of(session, model, ids, mask), expected, atol=2e-5)
+
+
+def test_padding_changes_nothing() -> None:
+    model = model_of("bert", {})
+    session = session_of(build(model))
+    ids, mask = batch_of([6, 30], 0)
+    padded = logits_of(session, model, ids, mask)[0]
+    alone = logits_of(session, model, ids[:1, :6], mask[:1, :6])[0]
+    other_padding = logits_of(session, model, torch.where(mask.bool(), ids, 17), mask)[0]
+    np.testing.assert_allclose(padded, alone, atol=1e-5)
+    np.testing.assert_array_equal(padded, other_padding)
+
+
+def test_more_tokens_than_positions_fail() -> None:
+    model = model_of("bert", {"max_position_embeddings": 8})
+    ids, mask = batch_of([9], 0)
+    with pytest.raises(Exception, match="SkipLayerNorm"):
+        logits_of(session_of(build(model)), model, ids, mask)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "distilbert", "roberta"])
+def test_every_layer_is_fused_as_written_and_as_loaded(architecture: str, tmp_path: Any) -> None:
+    graph = build(model_of(architecture, {}))
+    expected = {"Attention": 2, "SkipLayerNormalization": 5, "BiasGelu": 2}
+    assert count_fused(graph) == expected
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    session_of(graph, options)
+    assert count_fused(onnx.load(tmp_path / "optimised.onnx")) == expected
+
+
+def test_the_signature_is_that_of_the_manifest() -> None:
+    session = session_of(build(model_of("bert", {})))
+    inputs = {value.name: (value.type, value.shape) for value in session.get_inputs()}
+    assert inputs == {
+        "inputs_embeds": ("tensor(float)", ["batch", "tokens", 32]),
+        "attention_mask": ("tensor(int64)", ["batch", "tokens"]),
+    }
+    (features,) = session.get_outputs()
+    assert (features.name, features.type, features.shape) == ("features", "tensor(float)", ["batch", 32])
+
+
+def test_neither_word_embeddings_nor_head_are_in_the_graph() -> None:
+    model = model_of("bert", {})
+    shapes = {tuple(tensor.dims) for tensor in build(model).graph.initializer}
+    assert (VOCAB, 32) not in shapes
+    assert not {(4, 32), (32, 4)} & shapes
+
+
+def test_the_same_weights_give_the_same_file() -> None:
+    assert build(model_of("roberta", {})).SerializeToString() == build(model_of("roberta", {})).SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings", "message"),
+    [
+        ("bert", {"hidden_act": "relu"}, "activation relu is not supported; supported: gelu"),
+        ("roberta", {"hidden_act": "gelu_new"}, "activation gelu_new is not supported"),
+        ("distilbert", {"activation": "relu"}, "activation relu is not supported"),
+        ("bert", {"is_decoder": True}, "is_decoder is set"),
+        ("bert", {"position_embedding_type": "relative_key"}, "position embeddings of type relative_key"),
+    ],
+)
+def test_what_the_graph_cannot_reproduce_is_refused(architecture: str, settings: dict[str, Any], message: str) -> None:
+    model = toy_model(architecture, VOCAB)
+    for name, value in settings.items():
+        setattr(model.config, name, value)
+    with pytest.raises(ExportError, match=message):
+        build(model)
+
+
+def test_an_activation_that_is_a_function_is_refused() -> None:
+    model = toy_model("bert", VOCAB)
+    object.__setattr__(model.config, "hidden_act", torch.nn.functional.silu)
+    with pytest.raises(ExportError, match="activation a custom function"):
+        build(model)
+
+
+def test_another_architecture_is_refused() -> None:
+    with pytest.raises(ExportError, match="albert is not supported; supported: bert, distilbert, roberta"):
+        architecture_of(AlbertConfig())
+
+
+def test_a_missing_weight_is_named() -> None:
+    model = toy_model("bert", VOCAB)
+    state = model.state_dict()
+    del state["bert.encoder.layer.1.output.dense.bias"]
+    with pytest.raises(ExportError, match=r"lacks the weight bert\.encoder\.layer\.1\.output\.dense\.bias"):
+        build_encoder(architecture_of(model.config), model.config, state)
