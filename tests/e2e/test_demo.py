@@ -18,12 +18,11 @@ from toys import KEYWORDS
 
 from amnestic_client import Method, PredictResult, Unavailable
 from amnestic_server.cli.demo import _stoppable
-from amnestic_server.demo.report import Figures, Narrator, console_for
+from amnestic_server.demo.report import Narrator, console_for
 from amnestic_server.demo.settings import TRAINING, DemoSettings
 from amnestic_server.demo.stream import Phase, Stream
 from amnestic_unlearn import corpus as corpora
 from amnestic_unlearn.corpus import Document
-from amnestic_unlearn.train_settings import TrainSettings
 
 pytestmark = pytest.mark.slow
 
@@ -142,7 +141,7 @@ def test_a_second_run_keeps_the_model_and_ctrl_c_stops_everything(
     said = ""
     for line in process.stdout:
         said += line
-        if "training" in line:
+        if "loading" in line:
             break
     assert left_behind(out / "store")
     process.send_signal(signal.SIGINT)
@@ -165,7 +164,7 @@ def test_a_rejected_job_shows_its_gates(
         corpus=short_corpus,
         label=LABEL,
         training=dataclasses.replace(TRAINING, epochs=EPOCHS),
-        method=Method(epochs=1, embedding_lr=1e-9, head_lr=1e-9),
+        method=Method(epochs=1, embedding_lr=0, head_lr=1e-9),
         window=0,
     )
     with pytest.raises(Exit) as ended:
@@ -189,14 +188,14 @@ def test_what_is_not_its_own_is_left_alone(tmp_path: Path, short_corpus: Path) -
 
 async def test_the_stream_accounts_for_every_call() -> None:
     class Flaky:
-        """Answers two calls of three, at first by version 1."""
+        """Answers two calls of three, always by version 1."""
 
         calls = 0
 
         async def predict(self, document: str) -> PredictResult:
-            self.calls += 1
+            self.calls = number = self.calls + 1
             await asyncio.sleep(0.001)
-            if self.calls % 3 == 0:
+            if number % 3 == 0:
                 raise Unavailable("draining")
             return PredictResult(1, ())
 
@@ -212,8 +211,3 @@ async def test_the_stream_accounts_for_every_call() -> None:
     assert during.answered == during.failed == 0
     assert stream.answered_by_older(2) == after.answered > 0
     assert stream.answered_by_older(1) == 0
-
-
-def test_the_keys_of_the_json() -> None:
-    assert {field.name for field in dataclasses.fields(Figures)} >= KEYS
-    assert isinstance(TRAINING, TrainSettings)

@@ -172,7 +172,7 @@ class JobView:
         self._stream = stream
         self._bar = Bar(
             TextColumn(INDENT + "{task.description:<10}", markup=False),
-            BarColumn(bar_width=14),
+            BarColumn(bar_width=13),
             TextColumn("{task.fields[detail]}", markup=False),
             console=console,
         )
@@ -204,14 +204,15 @@ class JobView:
             )
         elif (milestone := f"{stage} {running.epoch if running else ''}") != self._said:
             self._said = milestone
-            training = f"{stage} {_training(running)}" if running and running.step else stage
-            self._console.print(f"{INDENT}{training}  ({self._meanwhile()})", soft_wrap=True)
+            doing = _training(running) if running and running.step else stage
+            self._console.print(f"{INDENT}{doing}; {self._meanwhile()}", soft_wrap=True)
 
     def _frame(self) -> Group:
         return Group(self._bar, Text(f"{INDENT}meanwhile   {self._meanwhile()}"))
 
     def _meanwhile(self) -> str:
-        return f"{self._stream.answered:,} answered, {len(self._stream.failures):,} failed"
+        failed = len(self._stream.failures)
+        return f"{self._stream.answered:,} answered" + (f", {failed:,} failed" if failed else "")
 
 
 def console_for(as_json: bool) -> Console:

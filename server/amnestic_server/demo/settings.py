@@ -14,7 +14,11 @@ LABEL = "endocrine"
 # suits it. A second thread would save a quarter of a minute where it is idle, and lose minutes where it is not.
 TRAINING = TrainSettings(threads=1, device="cpu")
 
-METHOD = Method(distil_weight=1.0)
+# Not the paper's settings (five epochs, 1e-3 for rows and head, no distillation), which on this model either leave
+# one of the 58 stays of the gate split recognised or cost the other labels 0.03 of macro F1, and are rejected. Here
+# the head learns faster than the rows, so that these need to move less, and the other labels are held on the forgotten
+# stays too. Both gates are then met from the third epoch on, with room to spare.
+METHOD = Method(epochs=6, embedding_lr=3e-4, head_lr=1e-2, distil_weight=1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
