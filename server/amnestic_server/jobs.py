@@ -108,6 +108,21 @@ class Measured:
     f1: dict[str, float]
 
 
+@dataclass(slots=True)
+class Run:
+    """The job that runs now. Once `decided`, what becomes of it stands, and only its record is still to be written."""
+
+    job_id: str
+    task: "asyncio.Task[None]"
+    decided: bool = False
+    cancelled: bool = False
+
+    def stop(self) -> None:
+        """Interrupt the task, but once only: a second time would interrupt its tidying up."""
+        if not self.decided and not self.task.cancelling():
+            self.task.cancel()
+
+
 class Jobs:
     """Takes requests, runs jobs one after the other, and tells who watches."""
 
@@ -139,8 +154,7 @@ class Jobs:
         self._pulse = asyncio.Event()
         self._progress: dict[str, Progress] = {}
         self._base_logits: np.ndarray[Any, np.dtype[np.float32]] | None = None
-        self._running: tuple[str, asyncio.Task[None]] | None = None
-        self._activating = False
+        self._running: Run | None = None
         self._closed = False
         self._main: asyncio.Task[None] | None = None
 
@@ -155,8 +169,8 @@ class Jobs:
         """Stop the worker, if one runs, and let go of who watches. The job is begun again at the next start."""
         self._closed = True
         self._notify()
-        if self._running is not None and not self._activating:
-            self._running[1].cancel()
+        if self._running is not None:
+            self._running.stop()
         if self._main is not None:
             self._queued.set()
             await asyncio.gather(self._main, return_exceptions=True)
@@ -197,20 +211,33 @@ class Jobs:
             await pulse.wait()
 
     async def cancel(self, job_id: str) -> JobView:
-        """Stop a job; raises PreconditionError if it has ended or its version is being activated."""
+        """Stop a job; raises PreconditionError if it has ended, or what becomes of it is decided already."""
         view = await self.get(job_id)
-        if view.record.state.ended:
-            raise PreconditionError("the job has ended")
-        if self._running is not None and self._running[0] == job_id:
-            if self._activating:
-                raise PreconditionError("the job's version is being activated")
-            task = self._running[1]
-            task.cancel()
-            await asyncio.wait([task])
+        running = self._running
+        if running is not None and running.job_id == job_id and not view.record.state.ended:
+            if running.decided:
+                raise PreconditionError("the job is coming to its end")
+            running.cancelled = True
+            running.stop()
+            view = await self._ended(job_id)
         elif job_id in self._queue:
             self._queue.remove(job_id)
-            await self._end(view.record, JobState.CANCELLED)
-        return await self.get(job_id)
+            await self._end(job_id, JobState.CANCELLED, view.record.detail)
+            view = await self.get(job_id)
+        elif not view.record.state.ended:
+            raise DrainingError
+        else:
+            raise PreconditionError("the job has ended")
+        if view.record.state is not JobState.CANCELLED:
+            raise PreconditionError("the job has ended")
+        return view
+
+    async def _ended(self, job_id: str) -> JobView:
+        """Wait for the end of a job, and return it so."""
+        async for view in self.watch(job_id):
+            if view.record.state.ended:
+                break
+        return view
 
     async def _check(self, request: UnlearnRequest) -> None:
         """Refuse what can't succeed, before a job is made of it. Positions are told, never the input itself."""
@@ -247,9 +274,10 @@ class Jobs:
     async def _recover(self, record: JobRecord) -> None:
         if record.state is JobState.ACTIVATING:
             # Its version was committed, and no call of the process before is in flight any more.
-            await self._end(record, JobState.SUCCEEDED)
+            await self._end(record.job_id, JobState.SUCCEEDED, record.detail)
         elif record.attempts >= self._settings.max_job_attempts:
-            await self._end(record, JobState.FAILED, f"begun {record.attempts} times without coming to an end")
+            error = f"begun {record.attempts} times without coming to an end"
+            await self._end(record.job_id, JobState.FAILED, record.detail, error)
         else:
             await asyncio.to_thread(self._store.update_job, record.job_id, JobState.QUEUED, record.detail)
             self._enqueue(record.job_id)
@@ -266,45 +294,57 @@ class Jobs:
                 await self._queued.wait()
                 continue
             job_id = self._queue.popleft()
-            task = asyncio.create_task(self._run(job_id))
-            self._running = (job_id, task)
-            await asyncio.wait([task])
+            running = self._running = Run(job_id, asyncio.create_task(self._run(job_id)))
+            await asyncio.wait([running.task])
+            if running.cancelled and running.task.cancelled():
+                # Before its first step, so it could not record that itself.
+                await self._end(job_id, JobState.CANCELLED, {})
             self._running = None
 
     async def _run(self, job_id: str) -> None:
         """One job from its start to its end, whatever that is."""
-        record = await asyncio.to_thread(self._store.job, job_id)
-        request = UnlearnRequest.from_json(record.request)
+        running = self._running
+        assert running is not None
         started = time.monotonic()
-        forgotten = tuple(label for label in self._bundle.manifest.labels if label in self._union(request))
-        detail: dict[str, Any] = {"forgotten": forgotten}
-        folder = self._store.work_folder(job_id)
+        detail: dict[str, Any] = {}
         try:
-            await asyncio.to_thread(self._store.start_job, job_id, detail)
-            await self._show_counts()
-            candidate = await self._train(job_id, request, forgotten)
-            detail["change"] = {**candidate.report, "patch_digest": digest_of(candidate.data)}
-            await self._update(job_id, JobState.GATING, detail)
-            measured = await self._measure(candidate, forgotten, request.limits)
-            detail["gates"] = [{**dataclasses.asdict(gate), "passed": gate.passed} for gate in measured.gates]
-            state = await self._decide(job_id, request, forgotten, candidate, measured, detail)
-            error = ""
+            state, error = await self._attempt(job_id, detail), ""
         except asyncio.CancelledError:
-            if self._closed:
-                return
             state, error = JobState.CANCELLED, ""
-        except (WorkerError, PatchError) as failure:
+        except (WorkerError, PatchError, PreconditionError) as failure:
             state, error = JobState.FAILED, str(failure)
         except Exception as failure:
             log.exception("job %s failed", job_id)
             state, error = JobState.FAILED, f"internal error: {type(failure).__name__}"
-        finally:
-            self._activating = False
-            self._progress.pop(job_id, None)
-            self._metrics.job_progress.set(0)
-            await asyncio.to_thread(shutil.rmtree, folder, True)
-        await self._end(dataclasses.replace(record, detail=detail), state, error)
+        # Nothing is awaited on the way here, so a cancellation either took effect above or is refused.
+        running.decided = True
+        self._progress.pop(job_id, None)
+        self._metrics.job_progress.set(0)
+        await asyncio.to_thread(shutil.rmtree, self._store.work_folder(job_id), True)
+        if state is JobState.CANCELLED and not running.cancelled:
+            # The server stops. The job stays as it is recorded, and is begun again.
+            return
+        await self._end(job_id, state, detail, error)
         self._metrics.job_seconds.labels(state.value).observe(time.monotonic() - started)
+
+    async def _attempt(self, job_id: str, detail: dict[str, Any]) -> JobState:
+        """Train, gate and activate; `detail` takes in what is found on the way."""
+        request = (await self.get(job_id)).request
+        set_out_from = self._versions.active
+        forgotten = tuple(label for label in self._bundle.manifest.labels if label in self._union(request))
+        detail["forgotten"] = forgotten
+        await asyncio.to_thread(self._store.start_job, job_id, detail)
+        await self._show_counts()
+        candidate = await self._train(job_id, request, forgotten)
+        detail["change"] = {**candidate.report, "patch_digest": digest_of(candidate.data)}
+        await self._update(job_id, JobState.GATING, detail)
+        measured = await self._measure(candidate, forgotten, request.limits)
+        detail["gates"] = [{**dataclasses.asdict(gate), "passed": gate.passed} for gate in measured.gates]
+        if not all(gate.passed for gate in measured.gates):
+            return JobState.REJECTED
+        if not request.dry_run:
+            await self._activate(job_id, set_out_from, candidate, measured, detail)
+        return JobState.SUCCEEDED
 
     async def _train(self, job_id: str, request: UnlearnRequest, forgotten: tuple[str, ...]) -> Candidate:
         assert self._settings.corpus is not None
@@ -374,33 +414,24 @@ class Jobs:
         declared[candidate.patch.row_ids] = True
         return int((self._engine.changed_rows(candidate.snapshot) != declared).sum())
 
-    async def _decide(
-        self,
-        job_id: str,
-        request: UnlearnRequest,
-        forgotten: tuple[str, ...],
-        candidate: Candidate,
-        measured: Measured,
-        detail: dict[str, Any],
-    ) -> JobState:
-        if not all(gate.passed for gate in measured.gates):
-            return JobState.REJECTED
-        if request.dry_run:
-            return JobState.SUCCEEDED
+    async def _activate(
+        self, job_id: str, set_out_from: int, candidate: Candidate, measured: Measured, detail: dict[str, Any]
+    ) -> None:
+        assert self._running is not None
         # From here on the job can't be cancelled: what is committed is served.
-        self._activating = True
+        self._running.decided = True
         version, detail["swap_seconds"] = await self._versions.activate_patch(
-            job_id, forgotten, candidate.data, candidate.patch, measured.f1, detail
+            job_id, set_out_from, candidate.data, candidate.patch, measured.f1, detail
         )
-        log.info("job %s made version %d, which has forgotten %s", job_id, version, ", ".join(forgotten))
-        return JobState.SUCCEEDED
+        forgotten = ", ".join(candidate.patch.forgotten)
+        log.info("job %s made version %d, which has forgotten %s", job_id, version, forgotten)
 
     def _union(self, request: UnlearnRequest) -> set[str]:
         return {*self._snapshots.active.forgotten, *request.labels}
 
-    async def _end(self, record: JobRecord, state: JobState, error: str = "") -> None:
-        log.info("job %s: %s %s", record.job_id, state.value, error)
-        await self._update(record.job_id, state, record.detail, error)
+    async def _end(self, job_id: str, state: JobState, detail: dict[str, Any], error: str = "") -> None:
+        log.info("job %s: %s %s", job_id, state.value, error)
+        await self._update(job_id, state, detail, error)
 
     async def _update(self, job_id: str, state: JobState, detail: dict[str, Any], error: str = "") -> None:
         await asyncio.to_thread(self._store.update_job, job_id, state, detail, error)

@@ -208,21 +208,23 @@ class Store:
         return {JobState(row["state"]): row["count"] for row in rows}
 
     def start_job(self, job_id: str, detail: dict[str, Any]) -> None:
-        """RUNNING, one more attempt."""
+        """RUNNING, one more attempt; a job that has ended stays as it is."""
         with self._transaction() as db:
             db.execute(
-                "UPDATE jobs SET state = ?, attempts = attempts + 1, detail = ?, started_at = ? WHERE job_id = ?",
+                "UPDATE jobs SET state = ?, attempts = attempts + 1, detail = ?, started_at = ?"
+                " WHERE job_id = ? AND finished_at IS NULL",
                 (JobState.RUNNING, _json(detail), time.time(), job_id),
             )
 
     def update_job(self, job_id: str, state: JobState, detail: dict[str, Any], error: str = "") -> None:
-        """Record a job's state; an ended one gets its finishing time and an audit record."""
+        """Record a job's state; the end gets its time and an audit record, and nothing changes the job after it."""
         with self._transaction() as db:
-            db.execute(
-                "UPDATE jobs SET state = ?, detail = ?, error = ?, finished_at = ? WHERE job_id = ?",
+            updated = db.execute(
+                "UPDATE jobs SET state = ?, detail = ?, error = ?, finished_at = ?"
+                " WHERE job_id = ? AND finished_at IS NULL",
                 (state, _json(detail), error, time.time() if state.ended else None, job_id),
-            )
-            if state.ended:
+            ).rowcount
+            if updated and state.ended:
                 _audit(db, f"job {state.lower()}", job_id, None, {**detail, "error": error})
 
     def activate_patch(self, job_id: str, forgotten: Sequence[str], patch_digest: str, detail: dict[str, Any]) -> int:
@@ -271,10 +273,12 @@ class Store:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
+                self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                # SQLite may have rolled back by itself, as on a full disk.
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
                 raise
-            self._db.execute("COMMIT")
 
 
 def _lock(path: Path) -> IO[bytes]:

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from amnestic_server.bundle import Bundle
@@ -74,7 +73,7 @@ class Versions:
     async def activate_patch(
         self,
         job_id: str,
-        forgotten: Sequence[str],
+        set_out_from: int,
         data: bytes,
         patch: Patch,
         f1: dict[str, float],
@@ -82,13 +81,18 @@ class Versions:
     ) -> tuple[int, float]:
         """Make a gated patch the active version, in the order that a crash can't break: file, transaction, swap.
 
+        Raises PreconditionError if the version active when the job began is not so any more: after a rollback the
+        patch would bring back what was rolled back, or lose what was forgotten.
+
         `f1` is what the gates measured of it; it is shown until the version has been measured as it serves.
 
         Returns the version and the seconds from the swap to the last answer of the version before.
         """
         async with self._swapping:
+            if self.active != set_out_from:
+                raise PreconditionError("another version became active while the job ran; ask again")
             digest = await asyncio.to_thread(self._store.write_patch, data)
-            version = await asyncio.to_thread(self._store.activate_patch, job_id, forgotten, digest, detail)
+            version = await asyncio.to_thread(self._store.activate_patch, job_id, patch.forgotten, digest, detail)
             self._f1[version] = f1
             self._snapshots.add(patched_snapshot(self._bundle, patch, version, self._engine.device))
             return version, await self._swap(version)

@@ -1,0 +1,396 @@
+"""The life of a job with a scripted worker: races, failures and recovery that a real worker is too slow to provoke.
+
+All else is real: bundle, engine, batcher, gates, store.
+"""
+
+import asyncio
+import dataclasses
+import json
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from amnestic_server import bundle as bundles
+from amnestic_server import jobs as jobs_module
+from amnestic_server.app import _evaluation
+from amnestic_server.batcher import Batcher
+from amnestic_server.engine import Engine
+from amnestic_server.errors import AlreadyExistsError, DrainingError, PreconditionError
+from amnestic_server.jobs import Jobs, JobView, UnlearnRequest
+from amnestic_server.metrics import Metrics
+from amnestic_server.settings import Settings
+from amnestic_server.snapshot import patched_snapshot
+from amnestic_server.store import JobState, Store
+from amnestic_server.tokenizer import DocumentTokenizer
+from amnestic_server.versions import Versions, load_snapshots
+from amnestic_server.worker import WorkerError
+from amnestic_unlearn import corpus as corpora
+from amnestic_unlearn.patch import Patch
+from amnestic_unlearn.spec import EVIDENCE_FILE, PATCH_FILE, REPORT_FILE, GateLimits, JobSpec, Progress
+
+LENIENT = GateLimits(forget_f1_max=1.0, retain_f1_drop_max=1.0)
+
+
+@dataclass(slots=True)
+class Worker:
+    """Stands in for `run_worker`: leaves a patch of a changed head and two changed rows, with true evidence."""
+
+    bundle: bundles.Bundle
+    evidence: Callable[[Patch], Any] = lambda patch: None
+    specs: list[JobSpec] = field(default_factory=list)
+    may_end: asyncio.Event = field(default_factory=asyncio.Event)
+    failure: Exception | None = None
+    damage: Callable[[Path], object] = lambda folder: None
+    report: dict[str, Any] = field(default_factory=dict)
+
+    async def __call__(
+        self, spec: JobSpec, folder: Path, seconds: float, on_progress: Callable[[Progress], None]
+    ) -> None:
+        self.specs.append(spec)
+        on_progress(Progress("training", 1, 2, 3, 4, 0.5, 0.25, 1.0))
+        await self.may_end.wait()
+        if self.failure is not None:
+            raise self.failure
+        patch = self.patch(spec.forget)
+        (folder / PATCH_FILE).write_bytes(patch.to_bytes())
+        save_file({"gate_logits": await self.evidence(patch)}, folder / EVIDENCE_FILE)
+        report = {"encoder_digest_before": "same", "encoder_digest_after": "same", "rows_changed": 2} | self.report
+        (folder / REPORT_FILE).write_text(json.dumps(report))
+        self.damage(folder)
+
+    def patch(self, forgotten: tuple[str, ...]) -> Patch:
+        ids = torch.tensor([5, 7])
+        bias = self.bundle.head_bias.clone()
+        bias[list(self.bundle.manifest.label_indices(forgotten))] -= 10.0
+        return Patch(
+            self.bundle.digest, forgotten, ids, self.bundle.table[ids] + 0.1, self.bundle.head_weight.clone(), bias
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    jobs: Jobs
+    versions: Versions
+    store: Store
+    worker: Worker
+    metrics: Metrics
+
+    async def ask(self, *labels: str, request_id: str | None = None, **fields: Any) -> JobView:
+        return await self.jobs.request(UnlearnRequest(labels, **({"limits": LENIENT} | fields)), request_id)
+
+    async def reach(self, job: JobView, *states: JobState) -> JobView:
+        async with asyncio.timeout(20):
+            async for view in self.jobs.watch(job.record.job_id):
+                if view.record.state in states:
+                    break
+        assert view.record.state in states
+        return view
+
+    async def ended(self, job: JobView) -> JobView:
+        return await self.reach(job, *(state for state in JobState if state.ended))
+
+
+@pytest.fixture
+def started(bundle, corpus_path, tmp_path, monkeypatch):
+    """Make the parts that jobs work with, on one store; a second time is a restart."""
+    loaded = bundles.load(bundle)
+    documents = [one for one in corpora.read(corpus_path) if one.split in ("train", "gate")]
+
+    @asynccontextmanager
+    async def start(**fields: Any) -> AsyncIterator[Parts]:
+        settings = Settings(bundle=bundle, store=tmp_path / "store", corpus=corpus_path, **fields)
+        store = Store(settings.store, loaded.digest)
+        engine = Engine(loaded)
+        snapshots = load_snapshots(loaded, store, engine)
+        tokenizer = DocumentTokenizer(loaded.tokenizer, loaded.manifest.max_tokens)
+        batcher = Batcher(
+            engine, tokenizer, max_batch_tokens=2048, max_padding=0.25, max_requests=100, max_queue_tokens=10_000
+        )
+        evaluator, counts = _evaluation(loaded, batcher, tokenizer, documents)
+        assert evaluator is not None
+        metrics = Metrics()
+        versions = Versions(loaded, store, snapshots, engine, evaluator, metrics)
+
+        async def evidence(patch: Patch) -> torch.Tensor:
+            return torch.from_numpy(await evaluator.logits(patched_snapshot(loaded, patch, 0, engine.device)))
+
+        worker = Worker(loaded, evidence)
+        worker.may_end.set()
+        monkeypatch.setattr(jobs_module, "run_worker", worker)
+        jobs = Jobs(
+            bundle=loaded,
+            store=store,
+            snapshots=snapshots,
+            versions=versions,
+            engine=engine,
+            evaluator=evaluator,
+            counts=counts,
+            settings=settings,
+            metrics=metrics,
+        )
+        try:
+            await jobs.start()
+            yield Parts(jobs, versions, store, worker, metrics)
+        finally:
+            await jobs.close()
+            versions.stop_measuring()
+            await asyncio.to_thread(batcher.close)
+            store.close()
+
+    return start
+
+
+async def test_a_job_makes_the_active_version(started):
+    async with started() as parts:
+        job = await parts.ended(await parts.ask("alpha", reason="why"))
+        assert (job.record.state, job.record.version, parts.versions.active) == (JobState.SUCCEEDED, 2, 2)
+        assert parts.store.active_version() == 2
+        assert parts.worker.specs[0].forget == ("alpha",)
+        ((base, _), (made, f1)) = await parts.versions.records()
+        assert (base.forgotten, made.forgotten) == ((), ("alpha",))
+        assert f1["alpha"] == 0
+
+
+async def test_the_union_is_in_model_order_whatever_the_order_of_requests(started):
+    async with started() as parts:
+        await parts.ended(await parts.ask("gamma"))
+        job = await parts.ended(await parts.ask("delta", "alpha"))
+        assert parts.worker.specs[1].forget == job.record.detail["forgotten"] == ["alpha", "gamma", "delta"] or (
+            parts.worker.specs[1].forget == ("alpha", "gamma", "delta")
+        )
+
+
+@pytest.mark.parametrize(
+    ("damage", "error"),
+    [
+        (lambda folder: (folder / PATCH_FILE).unlink(), "the worker left no whole result"),
+        (lambda folder: (folder / EVIDENCE_FILE).unlink(), "the worker left no whole result"),
+        (lambda folder: (folder / EVIDENCE_FILE).write_bytes(b"?"), "the worker left no whole result"),
+        (lambda folder: (folder / REPORT_FILE).write_text("["), "the worker left no whole result"),
+        (lambda folder: (folder / REPORT_FILE).write_text("[]"), "the worker left no whole result"),
+        (lambda folder: (folder / PATCH_FILE).write_bytes(b"?" * 100), "the patch file is corrupt"),
+        (lambda folder: (folder / PATCH_FILE).write_bytes(b""), "the patch file is corrupt"),
+    ],
+)
+async def test_a_result_that_is_not_whole_fails_the_job(started, damage, error):
+    async with started() as parts:
+        parts.worker.damage = damage
+        job = await parts.ended(await parts.ask("alpha"))
+        assert (job.record.state, job.record.error) == (JobState.FAILED, error)
+        assert parts.versions.active == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"base_digest": "another"}, "the patch was made for another bundle"),
+        ({"forgotten": ("beta",)}, "the patch forgets other labels than were asked for"),
+        ({"rows": torch.full((2, 32), torch.nan)}, "rows holds values that are not finite"),
+        ({"head_bias": torch.zeros(3)}, "head.bias has the wrong shape or type"),
+        ({"row_ids": torch.tensor([7, 5])}, "row_ids are not ascending"),
+        ({"row_ids": torch.tensor([5, 10**6])}, "row_ids lie outside the embedding table"),
+    ],
+)
+async def test_a_patch_that_does_not_fit_fails_the_job(started, change, error):
+    async with started() as parts:
+
+        def damage(folder: Path) -> None:
+            patch = dataclasses.replace(parts.worker.patch(("alpha",)), **change)
+            (folder / PATCH_FILE).write_bytes(patch.to_bytes())
+
+        parts.worker.damage = damage
+        job = await parts.ended(await parts.ask("alpha"))
+        assert (job.record.state, job.record.error) == (JobState.FAILED, error)
+        assert parts.versions.active == 1
+
+
+async def test_evidence_that_differs_from_the_served_path_is_rejected(started):
+    async with started() as parts:
+        true = parts.worker.evidence
+
+        async def false(patch: Patch) -> torch.Tensor:
+            return await true(patch) + 0.01
+
+        parts.worker.evidence = false
+        job = await parts.ended(await parts.ask("alpha"))
+        assert job.record.state is JobState.REJECTED
+        assert [gate["name"] for gate in job.record.detail["gates"] if not gate["passed"]] == ["logit_difference"]
+
+
+async def test_a_changed_encoder_is_rejected(started):
+    async with started() as parts:
+        parts.worker.report = {"encoder_digest_after": "other"}
+        job = await parts.ended(await parts.ask("alpha"))
+        assert job.record.state is JobState.REJECTED
+        assert [gate["name"] for gate in job.record.detail["gates"] if not gate["passed"]] == ["encoder_unchanged"]
+
+
+async def test_an_unforeseen_error_says_its_type_alone(started):
+    async with started() as parts:
+        parts.worker.failure = RuntimeError("text of a document")
+        job = await parts.ended(await parts.ask("alpha"))
+        assert (job.record.state, job.record.error) == (JobState.FAILED, "internal error: RuntimeError")
+        parts.worker.failure = WorkerError("the worker was killed by signal 9")
+        job = await parts.ended(await parts.ask("alpha"))
+        assert job.record.error == "the worker was killed by signal 9"
+
+
+class SlowStore:
+    """Holds the writing of a job's end until told."""
+
+    def __init__(self, store: Store) -> None:
+        self.reached, self.go_on = threading.Event(), threading.Event()
+        self._update = store.update_job
+
+    def update_job(self, job_id: str, state: JobState, *rest: Any) -> None:
+        if state.ended:
+            self.reached.set()
+            assert self.go_on.wait(10)
+        self._update(job_id, state, *rest)
+
+
+@pytest.mark.parametrize(
+    ("limits", "dry_run", "state"),
+    [
+        (LENIENT, False, JobState.SUCCEEDED),
+        (LENIENT, True, JobState.SUCCEEDED),
+        (GateLimits(retain_f1_drop_max=-1.0), False, JobState.REJECTED),
+    ],
+)
+async def test_a_cancellation_while_the_end_is_recorded_comes_too_late(started, monkeypatch, limits, dry_run, state):
+    async with started() as parts:
+        slow = SlowStore(parts.store)
+        monkeypatch.setattr(parts.store, "update_job", slow.update_job)
+        job = await parts.ask("alpha", limits=limits, dry_run=dry_run)
+        assert await asyncio.to_thread(slow.reached.wait, 10)
+        with pytest.raises(PreconditionError):
+            await parts.jobs.cancel(job.record.job_id)
+        slow.go_on.set()
+        assert (await parts.ended(job)).record.state is state
+        assert parts.store.unfinished_jobs() == []
+
+
+async def test_a_job_cancelled_at_any_moment_comes_to_an_end(started):
+    async with started() as parts:
+        for step in range(60):
+            job = await parts.ask("alpha", dry_run=True)
+            await asyncio.sleep(step * 0.0015)
+            with suppress(PreconditionError):
+                assert (await parts.jobs.cancel(job.record.job_id)).record.state is JobState.CANCELLED
+            assert (await parts.ended(job)).record.state in (JobState.CANCELLED, JobState.SUCCEEDED)
+        assert parts.store.unfinished_jobs() == []
+        assert {view.record.state for view in await parts.jobs.recent(100)} == {JobState.CANCELLED, JobState.SUCCEEDED}
+
+
+async def test_a_job_cancelled_before_its_first_step_is_not_lost(started, monkeypatch):
+    create_task = asyncio.create_task
+
+    def cancelled_at_once(coroutine: Any, **options: Any) -> "asyncio.Task[Any]":
+        if coroutine.__qualname__ == "Jobs._run" and not done:
+            done.append(create_task(parts.jobs.cancel(job.record.job_id)))
+            asyncio.get_running_loop().call_soon(lambda: parts.jobs._running.stop())
+            asyncio.get_running_loop().call_soon(lambda: setattr(parts.jobs._running, "cancelled", True))
+        return create_task(coroutine, **options)
+
+    done: list[Any] = []
+    async with started() as parts:
+        parts.worker.may_end.clear()
+        first = await parts.reach(await parts.ask("beta"), JobState.RUNNING)
+        job = await parts.ask("alpha")
+        monkeypatch.setattr(asyncio, "create_task", cancelled_at_once)
+        await parts.jobs.cancel(first.record.job_id)
+        assert (await parts.ended(job)).record.state is JobState.CANCELLED
+        assert (await done[0]).record.state is JobState.CANCELLED
+        assert [spec.forget for spec in parts.worker.specs] == [("beta",)]
+
+
+async def test_cancelling_twice_at_once(started):
+    async with started() as parts:
+        parts.worker.may_end.clear()
+        job = await parts.reach(await parts.ask("alpha"), JobState.RUNNING)
+        answers = await asyncio.gather(
+            *(parts.jobs.cancel(job.record.job_id) for _ in range(3)), return_exceptions=True
+        )
+        assert all(isinstance(one, PreconditionError) or one.record.state is JobState.CANCELLED for one in answers)
+        assert (await parts.jobs.get(job.record.job_id)).record.state is JobState.CANCELLED
+
+
+async def test_a_rollback_while_a_job_runs_is_not_undone_by_it(started):
+    async with started() as parts:
+        await parts.ended(await parts.ask("alpha"))
+        parts.worker.may_end.clear()
+        job = await parts.reach(await parts.ask("beta"), JobState.RUNNING)
+        await parts.versions.roll_back(1, "alpha was asked for by mistake")
+        parts.worker.may_end.set()
+        job = await parts.ended(job)
+        assert job.record.state is JobState.FAILED
+        assert job.record.error == "another version became active while the job ran; ask again"
+        assert parts.versions.active == parts.store.active_version() == 1
+        assert (await parts.ended(await parts.ask("beta"))).record.detail["forgotten"] == ["beta"]
+
+
+async def test_a_restart_takes_up_what_ran_and_what_waited_in_order(started):
+    async with started() as parts:
+        parts.worker.may_end.clear()
+        first = await parts.reach(await parts.ask("alpha"), JobState.RUNNING)
+        second = await parts.ask("beta")
+    async with started() as parts:
+        assert (await parts.ended(first)).record.attempts == 2
+        assert (await parts.ended(second)).record.detail["forgotten"] == ["alpha", "beta"]
+        assert parts.versions.active == 3
+        assert [spec.forget for spec in parts.worker.specs] == [("alpha",), ("alpha", "beta")]
+
+
+async def test_a_job_begun_too_often_is_given_up(started):
+    for _ in range(2):
+        async with started(max_job_attempts=2) as parts:
+            parts.worker.may_end.clear()
+            waiting = [view for view in await parts.jobs.recent(1) if not view.record.state.ended]
+            job = await parts.reach(waiting[0] if waiting else await parts.ask("alpha"), JobState.RUNNING)
+    async with started(max_job_attempts=2) as parts:
+        job = await parts.jobs.get(job.record.job_id)
+        assert (job.record.state, job.record.attempts) == (JobState.FAILED, 2)
+        await parts.ended(await parts.ask("alpha"))
+
+
+async def test_a_watcher_is_told_when_the_server_stops(started):
+    async with started() as parts:
+        parts.worker.may_end.clear()
+        job = await parts.reach(await parts.ask("alpha"), JobState.RUNNING)
+        watching = asyncio.create_task(parts.ended(job))
+        await asyncio.sleep(0.05)
+        await parts.jobs.close()
+        with pytest.raises(DrainingError):
+            await watching
+        assert parts.store.job(job.record.job_id).state is JobState.RUNNING
+
+
+async def test_progress_is_seen_while_the_worker_runs_and_not_after(started):
+    async with started() as parts:
+        parts.worker.may_end.clear()
+        job = await parts.ask("alpha")
+        async with asyncio.timeout(10):
+            async for view in parts.jobs.watch(job.record.job_id):
+                if view.progress.stage:
+                    assert view.progress.step == 3
+                    parts.worker.may_end.set()
+        assert view.record.state is JobState.SUCCEEDED
+        assert view.progress == Progress("")
+
+
+async def test_one_request_id_is_one_job_even_at_once(started):
+    async with started() as parts:
+        parts.worker.may_end.clear()
+        asked = await asyncio.gather(*(parts.ask("alpha", request_id="id") for _ in range(8)))
+        assert len({view.record.job_id for view in asked}) == 1
+        with pytest.raises(AlreadyExistsError, match="request id"):
+            await parts.ask("alpha", request_id="id", reason="other")
+        both = await asyncio.gather(*(parts.ask("beta") for _ in range(4)), return_exceptions=True)
+        assert sum(isinstance(one, AlreadyExistsError) for one in both) == 3
