@@ -50,4 +50,4 @@ def random_bundle(shape: Shape, out: Path) -> None:
     with tempfile.TemporaryDirectory() as folder, transformers_silent():
         BertForSequenceClassification(config).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        export(folder, out, warn=lambda assumed: None)
+        export(folder, out, name=out.name, warn=lambda assumed: None)
