@@ -1,0 +1,126 @@
+"""Settings: ranges, the flag and the environment twin of each, and how many CPUs there are to use."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from amnestic_server import settings as settings_module
+from amnestic_server.cli import serve as serve_command
+from amnestic_server.settings import Settings, available_cpus
+
+PATHS = {"bundle": Path("b"), "store": Path("s")}
+FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """The settings that `amnestic serve` would serve with."""
+    runner = CliRunner()
+
+    async def keep(settings):
+        found.append(settings)
+
+    def run(*arguments, **variables):
+        monkeypatch.setattr(serve_command, "serve", keep)
+        outcome = runner.invoke(serve_command.command, arguments, env=variables)
+        assert outcome.exit_code == 0, outcome.output
+        return found.pop()
+
+    found = []
+    return run
+
+
+def test_the_defaults_of_the_flags_are_those_of_the_settings(taken):
+    assert taken("--bundle", "b", "--store", "s") == Settings(**PATHS)
+
+
+@pytest.mark.parametrize("name", [name for name in FIELDS if name not in ("bundle", "store")])
+def test_every_setting_has_a_flag_an_environment_twin_and_a_sentence(taken, name):
+    values = {"corpus": Path("c"), "host": "::1", "device": "cpu", "spinning": True, "max_padding": 0.5}
+    value = values.get(name, 7)
+    flag = f"--{name.replace('_', '-')}"
+    arguments = ["--bundle", "b", "--store", "s"]
+    by_flag = taken(*arguments, *((flag,) if value is True else (flag, str(value))))
+    by_variable = taken(*arguments, **{f"AMNESTIC_{name.upper()}": str(value)})
+    assert by_flag == by_variable == Settings(**PATHS | {name: value})
+    assert FIELDS[name].metadata["help"].endswith(".")
+
+
+def test_a_flag_wins_over_the_environment(taken):
+    found = taken("--bundle", "b", "--store", "s", "--grpc-port", "1", AMNESTIC_GRPC_PORT="2", AMNESTIC_STORE="x")
+    assert (found.grpc_port, found.store) == (1, Path("s"))
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("grpc_port", (0, 65_535), (-1, 65_536)),
+        ("metrics_port", (0, 65_535), (-1, 65_536)),
+        ("device", ("auto", "cpu", "cuda"), ("gpu", "")),
+        ("threads", (0, 1024), (-1, 1025)),
+        ("max_padding", (0.0, 0.99), (-0.1, 1.0, float("nan"))),
+        ("max_batch_tokens", (1,), (0,)),
+        ("max_concurrent_requests", (1,), (0,)),
+        ("max_queue_tokens", (1,), (0,)),
+        ("max_documents", (1,), (0, -5)),
+        ("max_document_bytes", (1,), (0,)),
+        ("worker_threads", (1,), (0,)),
+        ("max_job_attempts", (1,), (0,)),
+        ("exit_timeout_secs", (0.0,), (-1.0, float("nan"))),
+        ("worker_timeout_secs", (0.0,), (-1.0,)),
+        ("worker_memory_mb", (0,), (-1,)),
+    ],
+)
+def test_ranges(name, good, bad):
+    for value in good:
+        assert getattr(Settings(**PATHS, **{name: value}), name) == value
+    for value in bad:
+        with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} must be"):
+            Settings(**PATHS, **{name: value})
+
+
+def test_a_full_call_of_the_largest_documents_fits_in_a_message_up_to_a_bound():
+    assert Settings(**PATHS, max_documents=2, max_document_bytes=1000).max_message_bytes > 2000
+    assert Settings(**PATHS, max_documents=10**6, max_document_bytes=10**6).max_message_bytes < 65 * 2**20
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """A machine of eight CPUs whose cgroup files say what the test wants."""
+
+    def pretend(**files):
+        for name, text in files.items():
+            (tmp_path / name).write_text(text)
+        real = Path
+
+        def redirected(path):
+            return tmp_path / real(path).name.replace(".", "_") if str(path).startswith("/sys/") else real(path)
+
+        monkeypatch.setattr(settings_module, "Path", redirected)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+        return available_cpus()
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus"),
+    [
+        ({}, 8),
+        ({"cpu_max": "max 100000\n"}, 8),
+        ({"cpu_max": "200000 100000\n"}, 2),
+        ({"cpu_max": "150000 100000\n"}, 2),
+        ({"cpu_max": "10000 100000\n"}, 1),
+        ({"cpu_max": "9900000 100000\n"}, 8),
+        ({"cpu_max": "nonsense"}, 8),
+        ({"cpu_max": ""}, 8),
+        ({"cpu_cfs_quota_us": "-1\n", "cpu_cfs_period_us": "100000\n"}, 8),
+        ({"cpu_cfs_quota_us": "300000\n", "cpu_cfs_period_us": "100000\n"}, 3),
+        ({"cpu_cfs_quota_us": "300000\n"}, 8),
+    ],
+)
+def test_cpus_are_those_of_affinity_and_quota(machine, files, cpus):
+    assert machine(**files) == cpus

@@ -1,0 +1,138 @@
+"""Pins and draining: who is waited for at a swap, and who is not."""
+
+import asyncio
+
+import pytest
+import torch
+
+from amnestic_server import bundle as bundles
+from amnestic_server.errors import NotFoundError
+from amnestic_server.snapshot import Snapshot, Snapshots, base_snapshot, patched_snapshot
+from amnestic_unlearn.patch import Patch, PatchError
+
+
+def snapshot(version: int) -> Snapshot:
+    return Snapshot(version, frozenset(), None, None, torch.zeros(1, 1), torch.zeros(1))
+
+
+@pytest.fixture
+def snapshots():
+    versions = Snapshots(snapshot(1))
+    for version in (2, 3):
+        versions.add(snapshot(version))
+    return versions
+
+
+async def drains(snapshots: Snapshots) -> bool:
+    try:
+        await asyncio.wait_for(snapshots.drained(), 0.05)
+    except TimeoutError:
+        return False
+    return True
+
+
+async def test_a_version_is_not_active_until_it_is_activated(snapshots):
+    assert snapshots.active.version == 1
+    snapshots.activate(2)
+    assert snapshots.active.version == 2
+    with pytest.raises(NotFoundError):
+        snapshots.activate(9)
+    assert snapshots.active.version == 2
+
+
+async def test_a_pin_holds_its_version_through_a_swap(snapshots):
+    pin = snapshots.pin()
+    snapshots.activate(2)
+    assert pin.snapshot.version == 1
+    assert snapshots.pin().snapshot.version == 2
+
+
+async def test_a_swap_waits_for_every_call_of_the_version_left(snapshots):
+    pins = [snapshots.pin() for _ in range(3)]
+    snapshots.activate(2)
+    newer = snapshots.pin()
+    for pin in pins:
+        assert not await drains(snapshots)
+        pin.release()
+    assert await drains(snapshots)
+    newer.release()
+
+
+async def test_a_call_pinned_by_number_is_not_waited_for(snapshots):
+    pin = snapshots.pin(1)
+    snapshots.activate(2)
+    assert await drains(snapshots)
+    assert pin.snapshot.version == 1
+    pin.release()
+    assert await drains(snapshots)
+
+
+async def test_releasing_twice_does_nothing(snapshots):
+    first, second = snapshots.pin(), snapshots.pin()
+    first.release()
+    first.release()
+    snapshots.activate(2)
+    assert not await drains(snapshots)
+    second.release()
+    assert await drains(snapshots)
+
+
+async def test_draining_ends_with_the_last_release(snapshots):
+    with snapshots.pin():
+        snapshots.activate(2)
+        waiting = asyncio.create_task(snapshots.drained())
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+    await asyncio.wait_for(waiting, 1)
+
+
+async def test_calls_of_two_versions_left_are_both_waited_for(snapshots):
+    first = snapshots.pin()
+    snapshots.activate(2)
+    second = snapshots.pin()
+    snapshots.activate(3)
+    second.release()
+    assert not await drains(snapshots)
+    first.release()
+    assert await drains(snapshots)
+
+
+async def test_going_back_waits_for_the_newer_and_not_for_the_older(snapshots):
+    old = snapshots.pin()
+    snapshots.activate(2)
+    new = snapshots.pin()
+    snapshots.activate(1)
+    assert not await drains(snapshots)
+    new.release()
+    assert await drains(snapshots)
+    old.release()
+
+
+async def test_an_unknown_version_cannot_be_pinned(snapshots):
+    for version in (4, -1):
+        with pytest.raises(NotFoundError):
+            snapshots.pin(version)
+
+
+@pytest.fixture(scope="module")
+def loaded(bundle):
+    return bundles.load(bundle)
+
+
+def test_a_patched_snapshot_maps_its_rows_and_nothing_else(loaded):
+    ids = torch.tensor([3, 11, 20])
+    rows = loaded.table[ids] + 1
+    patch = Patch(loaded.digest, ("beta",), ids, rows, loaded.head_weight + 1, loaded.head_bias)
+    made = patched_snapshot(loaded, patch, 2, torch.device("cpu"))
+    assert made.forgotten == {"beta"}
+    assert made.slots[ids].tolist() == [0, 1, 2]
+    assert int((made.slots >= 0).sum()) == 3
+    assert torch.equal(made.rows, rows)
+    assert torch.equal(made.head_weight, patch.head_weight.T)
+    assert base_snapshot(loaded, torch.device("cpu")).slots is None
+
+
+def test_a_patch_of_another_bundle_makes_no_snapshot(loaded):
+    patch = Patch("0" * 64, ("beta",), torch.tensor([3]), loaded.table[[3]] + 1, loaded.head_weight, loaded.head_bias)
+    with pytest.raises(PatchError, match="another bundle"):
+        patched_snapshot(loaded, patch, 2, torch.device("cpu"))

@@ -1,0 +1,231 @@
+"""The store on a real disk: transactions that fail half-way, reopening, the lock, idempotency, damage."""
+
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+
+from amnestic_server.errors import AlreadyExistsError, NotFoundError, StartError
+from amnestic_server.store import JobRecord, JobState, Store
+from amnestic_unlearn.patch import digest_of
+
+BUNDLE = "b" * 64
+REQUEST = {"labels": ["alpha"], "reason": "why"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def store(folder):
+    store = Store(folder, BUNDLE)
+    yield store
+    store.close()
+
+
+def job(name="job", request_id=None, **fields):
+    return JobRecord(name, request_id, REQUEST, JobState.QUEUED, created_at=time.time(), **fields)
+
+
+def rows(folder, query):
+    with sqlite3.connect(f"file:{folder}/amnestic.db?mode=ro", uri=True) as database:
+        return database.execute(query).fetchall()
+
+
+def test_a_new_store_has_the_base_alone_and_it_is_active(store):
+    (base,) = store.versions()
+    assert (base.version, base.forgotten, base.patch_digest, base.job_id) == (1, (), None, None)
+    assert store.active_version() == 1
+    assert store.jobs(10) == []
+
+
+def test_activation_writes_version_pointer_job_and_audit_together(store, folder):
+    store.add_job(job())
+    digest = store.write_patch(b"patch")
+    assert store.activate_patch("job", ["alpha"], digest, {"gates": [1]}) == 2
+    assert store.active_version() == 2
+    assert store.versions()[1].patch_digest == digest
+    assert (store.job("job").state, store.job("job").version) == (JobState.ACTIVATING, 2)
+    assert rows(folder, "SELECT action, job_id, version FROM audit ORDER BY seq")[-1] == ("version activated", "job", 2)
+
+
+@pytest.mark.parametrize("table", ["versions", "state", "jobs", "audit"])
+def test_an_activation_that_fails_half_way_leaves_nothing(store, folder, table):
+    store.add_job(job())
+    before = {name: rows(folder, f"SELECT * FROM {name}") for name in ("versions", "state", "jobs", "audit")}
+    when = "BEFORE UPDATE" if table in ("state", "jobs") else "BEFORE INSERT"
+    store._db.execute(f"CREATE TRIGGER broken {when} ON {table} BEGIN SELECT RAISE(ABORT, 'broken'); END")
+    with pytest.raises(sqlite3.Error, match="broken"):
+        store.activate_patch("job", ["alpha"], store.write_patch(b"patch"), {})
+    store._db.execute("DROP TRIGGER broken")
+    assert {name: rows(folder, f"SELECT * FROM {name}") for name in before} == before
+    assert store.activate_patch("job", ["alpha"], store.write_patch(b"patch"), {}) == 2
+
+
+def test_a_store_goes_on_after_a_transaction_that_sqlite_itself_rolled_back(store):
+    store._db.execute("CREATE TRIGGER broken BEFORE INSERT ON audit BEGIN SELECT RAISE(ROLLBACK, 'full'); END")
+    with pytest.raises(sqlite3.Error, match="full"):
+        store.add_job(job())
+    store._db.execute("DROP TRIGGER broken")
+    store.add_job(job())
+    assert store.job("job").state is JobState.QUEUED
+
+
+def test_all_is_there_after_reopening(store, folder):
+    store.add_job(job("one", "first"))
+    store.start_job("one", {"forgotten": ["alpha"]})
+    store.add_job(job("two"))
+    digest = store.write_patch(b"patch")
+    store.activate_patch("one", ["alpha"], digest, {"swap_seconds": 0.5})
+    store.update_job("one", JobState.SUCCEEDED, {"swap_seconds": 0.5})
+    kept = (store.versions(), store.jobs(10), store.active_version())
+    store.close()
+    again = Store(folder, BUNDLE)
+    assert (again.versions(), again.jobs(10), again.active_version()) == kept
+    assert again.patch_path(digest).read_bytes() == b"patch"
+    assert [one.job_id for one in again.unfinished_jobs()] == ["two"]
+    again.close()
+
+
+def test_version_numbers_only_grow(store):
+    versions = [store.activate_patch(f"job-{index}", ["alpha"], "0" * 64, {}) for index in range(3)]
+    store.roll_back(1, "why")
+    assert store.active_version() == 1
+    assert store.activate_patch("job", ["beta"], "1" * 64, {}) == max(versions) + 1
+
+
+def test_a_rollback_is_recorded_with_its_reason(store, folder):
+    store.activate_patch("job", ["alpha"], "0" * 64, {})
+    store.roll_back(1, "by mistake")
+    assert rows(folder, "SELECT action, version, detail FROM audit ORDER BY seq")[-1] == (
+        "rolled back",
+        1,
+        '{"reason": "by mistake"}',
+    )
+
+
+def test_a_request_id_finds_its_job_for_the_same_request_alone(store):
+    assert store.job_of_request(job(request_id="id")) is None
+    store.add_job(job(request_id="id"))
+    assert store.job_of_request(job("other", "id")).job_id == "job"
+    with pytest.raises(AlreadyExistsError):
+        store.job_of_request(replace(job(request_id="id"), request={**REQUEST, "reason": "another"}))
+    assert store.job_of_request(job("third")) is None
+
+
+def test_a_request_id_is_unique_even_without_asking_first(store):
+    store.add_job(job("one", "id"))
+    with pytest.raises(sqlite3.IntegrityError):
+        store.add_job(job("two", "id"))
+    with pytest.raises(NotFoundError):
+        store.job("two")
+
+
+def test_a_job_through_its_life(store, folder):
+    store.add_job(job())
+    store.start_job("job", {"forgotten": ["alpha"]})
+    running = store.job("job")
+    assert (running.state, running.attempts, running.finished_at) == (JobState.RUNNING, 1, None)
+    store.update_job("job", JobState.GATING, {"gates": []})
+    store.update_job("job", JobState.REJECTED, {"gates": [{"value": 0.5}]}, "error")
+    ended = store.job("job")
+    assert (ended.state, ended.error, ended.detail) == (JobState.REJECTED, "error", {"gates": [{"value": 0.5}]})
+    assert ended.created_at <= ended.started_at <= ended.finished_at
+    assert [action for (action,) in rows(folder, "SELECT action FROM audit ORDER BY seq")] == [
+        "job requested",
+        "job rejected",
+    ]
+    assert store.job_counts() == {JobState.REJECTED: 1}
+
+
+def test_a_job_that_has_ended_never_changes(store, folder):
+    store.add_job(job())
+    store.update_job("job", JobState.CANCELLED, {})
+    ended = store.job("job")
+    store.update_job("job", JobState.GATING, {"late": True})
+    store.update_job("job", JobState.SUCCEEDED, {"late": True})
+    store.start_job("job", {"late": True})
+    assert store.job("job") == ended
+    assert len(rows(folder, "SELECT * FROM audit")) == 2
+
+
+def test_jobs_are_listed_newest_first_and_unfinished_ones_oldest_first(store):
+    for name in ("one", "two", "three"):
+        store.add_job(job(name))
+    assert [one.job_id for one in store.jobs(2)] == ["three", "two"]
+    store.update_job("two", JobState.FAILED, {})
+    assert [one.job_id for one in store.unfinished_jobs()] == ["one", "three"]
+
+
+def test_a_patch_is_a_file_of_its_digest_and_writing_it_twice_is_nothing(store):
+    digest = store.write_patch(b"patch")
+    assert digest == digest_of(b"patch")
+    assert store.write_patch(b"patch") == digest
+    assert [path.name for path in store.patch_path(digest).parent.iterdir()] == [f"{digest}.safetensors"]
+
+
+def test_one_process_owns_a_store(store, folder):
+    with pytest.raises(StartError, match="in use"):
+        Store(folder, BUNDLE)
+    code = (
+        "import sys, pathlib; from amnestic_server.store import Store\n"
+        "try: Store(pathlib.Path(sys.argv[1]), sys.argv[2])\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    command = [sys.executable, "-c", code, str(folder), BUNDLE]
+    assert "StartError the store is in use" in subprocess.run(command, capture_output=True, text=True).stdout
+    store.close()
+    assert subprocess.run(command, capture_output=True, text=True).stdout == ""
+
+
+def test_the_store_of_another_bundle_is_refused_and_untouched(store, folder):
+    store.close()
+    with pytest.raises(StartError, match="another bundle"):
+        Store(folder, "c" * 64)
+    Store(folder, BUNDLE).close()
+
+
+def test_a_damaged_database_is_refused_and_never_replaced(store, folder):
+    damage = b"not a database" * 100
+    store.close()
+    (folder / "amnestic.db").write_bytes(damage)
+    with pytest.raises(StartError, match="cannot be opened"):
+        Store(folder, BUNDLE)
+    assert (folder / "amnestic.db").read_bytes() == damage
+
+
+def test_writers_on_many_threads_lose_nothing(store):
+    def add(start):
+        for index in range(20):
+            store.add_job(job(f"{start}-{index}"))
+            store.update_job(f"{start}-{index}", JobState.FAILED, {})
+
+    threads = [threading.Thread(target=add, args=(start,)) for start in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert store.job_counts() == {JobState.FAILED: 100}
+
+
+def test_an_unfinished_write_of_a_killed_process_is_not_there(folder):
+    """A process is killed with a transaction open; the store opens on what was committed."""
+    code = (
+        "import sys, os, pathlib; from amnestic_server.store import Store\n"
+        "store = Store(pathlib.Path(sys.argv[1]), sys.argv[2])\n"
+        "store.activate_patch('job', ['alpha'], '0' * 64, {})\n"
+        "store._db.execute('BEGIN IMMEDIATE')\n"
+        "store._db.execute(\"UPDATE state SET value = '7' WHERE name = 'active_version'\")\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder), BUNDLE])
+    store = Store(folder, BUNDLE)
+    assert store.active_version() == 2
+    assert len(store.versions()) == 2
+    store.close()
