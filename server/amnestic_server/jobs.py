@@ -15,13 +15,9 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-
-from amnestic_server import gates
+from amnestic_server import candidate as candidates
 from amnestic_server.bundle import Bundle
+from amnestic_server.candidate import Candidate, Judge, Judgement
 from amnestic_server.engine import Engine
 from amnestic_server.errors import (
     AlreadyExistsError,
@@ -31,20 +27,18 @@ from amnestic_server.errors import (
     PreconditionError,
 )
 from amnestic_server.evaluation import Evaluator
-from amnestic_server.gates import Gate
 from amnestic_server.metrics import Metrics
 from amnestic_server.settings import Settings
-from amnestic_server.snapshot import BASE_VERSION, Snapshot, Snapshots, patched_snapshot
+from amnestic_server.snapshot import BASE_VERSION, Snapshots
 from amnestic_server.store import JobRecord, JobState, Store
 from amnestic_server.versions import Versions
 from amnestic_server.worker import WorkerError, run_worker
-from amnestic_unlearn.manifest import ENCODER_ONNX, file_digest
-from amnestic_unlearn.patch import Patch, PatchError, digest_of
-from amnestic_unlearn.spec import EVIDENCE_FILE, PATCH_FILE, GateLimits, JobSpec, Method, Progress, read_report
+from amnestic_unlearn.errors import MIN_FORGET_DOCUMENTS
+from amnestic_unlearn.patch import PatchError, digest_of
+from amnestic_unlearn.spec import GateLimits, JobSpec, Method, Progress
 
 log = logging.getLogger(__name__)
 
-MIN_FORGET_DOCUMENTS = 10
 MIN_GATE_DOCUMENTS = 1
 
 
@@ -89,25 +83,6 @@ class LabelCounts:
     gate: Mapping[str, int]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Candidate:
-    """A patch that the worker made, checked, and ready to be gated."""
-
-    data: bytes
-    patch: Patch
-    snapshot: Snapshot
-    torch_logits: np.ndarray[Any, np.dtype[np.float32]]
-    report: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What was found of a candidate on the served path: every gate, and F1 by label."""
-
-    gates: list[Gate]
-    f1: dict[str, float]
-
-
 @dataclass(slots=True)
 class Run:
     """The job that runs now. Once `decided`, what becomes of it stands, and only its record is still to be written."""
@@ -144,7 +119,7 @@ class Jobs:
         self._snapshots = snapshots
         self._versions = versions
         self._engine = engine
-        self._evaluator = evaluator
+        self._judge = Judge(bundle, engine, evaluator, snapshots.get(BASE_VERSION)) if evaluator else None
         self._counts = counts
         self._settings = settings
         self._metrics = metrics
@@ -153,7 +128,6 @@ class Jobs:
         self._requesting = asyncio.Lock()
         self._pulse = asyncio.Event()
         self._progress: dict[str, Progress] = {}
-        self._base_logits: np.ndarray[Any, np.dtype[np.float32]] | None = None
         self._running: Run | None = None
         self._closed = False
         self._main: asyncio.Task[None] | None = None
@@ -254,7 +228,7 @@ class Jobs:
         for position, label in enumerate(request.labels, start=1):
             if label not in labels:
                 raise NotFoundError(f"label {position} of the request is not one of the model's")
-        if self._evaluator is None or self._counts is None:
+        if self._judge is None or self._counts is None:
             raise PreconditionError("the server has no corpus: start it with --corpus")
         for label in request.labels:
             if label in self._snapshots.active.forgotten:
@@ -338,12 +312,13 @@ class Jobs:
         candidate = await self._train(job_id, request, forgotten)
         detail["change"] = {**candidate.report, "patch_digest": digest_of(candidate.data)}
         await self._update(job_id, JobState.GATING, detail)
-        measured = await self._measure(candidate, forgotten, request.limits)
-        detail["gates"] = [{**dataclasses.asdict(gate), "passed": gate.passed} for gate in measured.gates]
-        if not all(gate.passed for gate in measured.gates):
+        assert self._judge is not None
+        judgement = await self._judge.judge(candidate, request.limits)
+        detail["gates"] = [{**dataclasses.asdict(gate), "passed": gate.passed} for gate in judgement.gates]
+        if not judgement.passed:
             return JobState.REJECTED
         if not request.dry_run:
-            await self._activate(job_id, set_out_from, candidate, measured, detail)
+            await self._activate(job_id, set_out_from, candidate, judgement, detail)
         return JobState.SUCCEEDED
 
     async def _train(self, job_id: str, request: UnlearnRequest, forgotten: tuple[str, ...]) -> Candidate:
@@ -368,60 +343,16 @@ class Jobs:
             self._notify()
 
         await run_worker(spec, folder, self._settings.worker_timeout_secs, on_progress)
-        return await asyncio.to_thread(self._load_candidate, job_id, forgotten)
-
-    def _load_candidate(self, job_id: str, forgotten: tuple[str, ...]) -> Candidate:
-        folder = self._store.work_folder(job_id)
-        try:
-            data = (folder / PATCH_FILE).read_bytes()
-            evidence = load_file(folder / EVIDENCE_FILE)["gate_logits"]
-            report = read_report(folder)
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise WorkerError("the worker left no whole result") from error
-        patch = Patch.from_bytes(data)
-        if patch.forgotten != forgotten:
-            raise PatchError("the patch forgets other labels than were asked for")
-        snapshot = patched_snapshot(self._bundle, patch, 0, self._engine.device)
-        return Candidate(data, patch, snapshot, evidence.numpy(), report)
-
-    async def _measure(self, candidate: Candidate, forgotten: tuple[str, ...], limits: GateLimits) -> Measured:
-        """Every gate, on the served path: the same engine, precision and queue that answer callers."""
-        evaluator = self._evaluator
-        assert evaluator is not None
-        if self._base_logits is None:
-            self._base_logits = await evaluator.logits(self._snapshots.get(BASE_VERSION))
-        served = await evaluator.logits(candidate.snapshot)
-        changed_digests = await asyncio.to_thread(self._changed_digests, candidate)
-        changed_rows = await asyncio.to_thread(self._wrongly_changed_rows, candidate)
-        f1 = evaluator.f1(served)
-        conditions = [
-            *gates.behaviour(evaluator.f1(self._base_logits), f1, forgotten, limits),
-            gates.encoder_unchanged(changed_digests),
-            gates.only_declared_changed(changed_rows),
-            gates.logit_difference(candidate.torch_logits, served, limits),
-        ]
-        return Measured(conditions, f1)
-
-    def _changed_digests(self, candidate: Candidate) -> int:
-        report = candidate.report
-        return int(file_digest(self._bundle.encoder) != self._bundle.manifest.files[ENCODER_ONNX]) + int(
-            report["encoder_digest_before"] != report["encoder_digest_after"]
-        )
-
-    def _wrongly_changed_rows(self, candidate: Candidate) -> int:
-        """Rows of the table, as the engine would gather them, that changed undeclared or are declared and did not."""
-        declared = torch.zeros(self._bundle.manifest.vocab_size, dtype=torch.bool)
-        declared[candidate.patch.row_ids] = True
-        return int((self._engine.changed_rows(candidate.snapshot) != declared).sum())
+        return await asyncio.to_thread(candidates.load, folder, forgotten, self._bundle, self._engine.device)
 
     async def _activate(
-        self, job_id: str, set_out_from: int, candidate: Candidate, measured: Measured, detail: dict[str, Any]
+        self, job_id: str, set_out_from: int, candidate: Candidate, judgement: Judgement, detail: dict[str, Any]
     ) -> None:
         assert self._running is not None
         # From here on the job can't be cancelled: what is committed is served.
         self._running.decided = True
         version, detail["swap_seconds"] = await self._versions.activate_patch(
-            job_id, set_out_from, candidate.data, candidate.patch, measured.f1, detail
+            job_id, set_out_from, candidate.data, candidate.patch, judgement.f1, detail
         )
         forgotten = ", ".join(candidate.patch.forgotten)
         log.info("job %s made version %d, which has forgotten %s", job_id, version, forgotten)
