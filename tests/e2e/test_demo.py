@@ -121,7 +121,7 @@ def test_it_tells_people_the_same(told: tuple[dict[str, float], str], out: Path)
         (figures["forget_f1_before"], figures["forget_f1_after"]), abs=1e-3
     )
     assert rows["predictions failed"] == ["0"]
-    assert f"serve --bundle {out}/bundle --store {out}/store" in said
+    assert f"serve --bundle {out}/bundle" in said
     assert "not certified deletion" in " ".join(said.split())
     assert "\x1b" not in said
     assert all(len(line) <= 80 for line in lines if str(out) not in line and "amnestic" not in line)

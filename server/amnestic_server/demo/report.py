@@ -145,12 +145,12 @@ class Narrator:
         """How to go on with what the demo leaves."""
         self.console.print()
         self._wrapped(f"Serve the model, version {version} with {settings.label} forgotten, and go on with it:", "")
-        serve = [f"serve --bundle {_quoted(settings.bundle)} --store {_quoted(settings.store)} \\"]
+        program = _program()
+        serve = [f"{program} serve --bundle {_quoted(settings.bundle)} \\", f"  --store {_quoted(settings.store)} \\"]
         serve += [f"  --corpus {_quoted(settings.corpus)}"]
         others = ['predict "Admission diagnosis: Diabetic ketoacidosis."', f"unlearn {another}", "versions"]
         others += ['rollback 1 --reason "the demo is over"']
-        program = _program()
-        for line in (f"{program} {serve[0]}", serve[1], *(f"{program} {other}" for other in others)):
+        for line in (*serve, *(f"{program} {other}" for other in others)):
             # Never wrapped: these lines are there to be copied.
             self.console.print(f"  {line}", soft_wrap=True)
 
@@ -229,9 +229,7 @@ def change_facts(change: ChangeReport) -> str:
     """What a job changed, in a sentence."""
     learned_from = f"{change.forget_documents:,} documents to forget and {change.retain_documents:,} to retain"
     words = names(change.tokens[:6])
-    return (
-        f"{change.rows_changed:,} embedding rows and the head changed, from {learned_from}; first of the rows: {words}"
-    )
+    return f"{change.rows_changed:,} embedding rows and the head changed, from {learned_from}; rows of: {words} ..."
 
 
 def _decisions(prediction: Prediction) -> str:
@@ -257,7 +255,7 @@ def _table(label: str, others: int, result: Figures) -> Table:
     row("answers of the old version after success", "", "", _count(result.requests_answered_by_older))
     row("time to forget", "", "", f"{result.seconds_to_forget:.1f} s")
     row("swap pause", "", "", f"{result.swap_ms:.2f} ms")
-    row("parameters changed", "", _count(result.parameters_changed), f"{result.parameters_changed_ratio:.2%}")
+    row(f"parameters changed, {result.parameters_changed:,}", "", "", f"{result.parameters_changed_ratio:.2%}")
     return table
 
 

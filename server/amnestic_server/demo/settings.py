@@ -14,11 +14,13 @@ LABEL = "endocrine"
 # suits it. A second thread would save a quarter of a minute where it is idle, and lose minutes where it is not.
 TRAINING = TrainSettings(threads=1, device="cpu")
 
-# Not the paper's settings (five epochs, 1e-3 for rows and head, no distillation), which on this model either leave
-# one of the 58 stays of the gate split recognised or cost the other labels 0.03 of macro F1, and are rejected. Here
-# the head learns faster than the rows, so that these need to move less, and the other labels are held on the forgotten
-# stays too. Both gates are then met from the third epoch on, with room to spare.
-METHOD = Method(epochs=6, embedding_lr=3e-4, head_lr=1e-2, distil_weight=1.0)
+# The paper's five epochs, but not its rates of 1e-3 for rows and head, nor its lack of distillation: on this model
+# those still find one of the gate split's 58 stays, cost the other labels 0.03 of macro F1 there, and are rejected.
+# Here the head learns faster than the rows, so that these need to move less, and the other labels are held on the
+# stays to forget too. Both gates are met from the third epoch on. The price is seen in the probe, which recovers all
+# that it did before: rows that move further hide more, and harm more. A model trained from another seed may want other
+# settings: of two tried with these, one passed, and one was rejected for one stay of 58 that it still found.
+METHOD = Method(epochs=5, embedding_lr=3e-4, head_lr=1e-2, distil_weight=1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
