@@ -50,6 +50,7 @@ class Server:
             self.arguments += ["--corpus", str(corpus)]
         self.target = self.metrics_target = ""
         self.ready_version = 0
+        self.restarts = -1
         self._process: subprocess.Popen[str] | None = None
         self._clients: list[Client] = []
 
@@ -77,6 +78,7 @@ class Server:
         assert ready, f"the server did not start:\n{self.log}"
         self.target, self.metrics_target = ready["grpc"], ready["metrics"]
         self.ready_version = int(ready["version"])
+        self.restarts += 1
         self._clients.append(Client(self.target))
         return self
 

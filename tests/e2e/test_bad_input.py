@@ -152,11 +152,6 @@ def test_other_bad_requests(server, call, name):
     assert text in found[1]
 
 
-def test_a_label_cannot_be_forgotten_if_none_would_be_kept(serve, call):
-    code, text = call(serve(), "Unlearn", labels=["alpha", "beta", "gamma", "delta"])
-    assert (code, text) == ("INVALID_ARGUMENT", "at least one label must be kept")
-
-
 def test_without_a_corpus_predictions_are_answered_and_nothing_is_forgotten(without_corpus, call, check_active):
     assert check_active(without_corpus) == 1
     code, text = call(without_corpus, "Unlearn", labels=["alpha"])

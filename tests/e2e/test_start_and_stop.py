@@ -14,10 +14,12 @@ import grpc
 import onnxruntime
 import pytest
 import torch
+from click.testing import CliRunner
 from e2e.harness import METHOD, amnestic, environment, make_patch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from amnestic_client import Client, JobState
+from amnestic_server.cli.serve import command
 from amnestic_server.store import Store
 from amnestic_unlearn import corpus as corpora
 from amnestic_unlearn.corpus import Document
@@ -29,22 +31,45 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 @pytest.fixture
-def refused(serve):
-    """Start a server that must not start: it exits with 1, prints no ready line, and tells why in one line."""
+def refused():
+    """Start a server that must not start: exit code 1, no ready line, and one line that tells why, which is returned.
+
+    The command runs in this process, for speed; see `refused_process`.
+    """
 
     def start(server, *flags):
-        ended = subprocess.run(
-            amnestic("serve", *server.arguments, *flags), capture_output=True, text=True, timeout=60, env=environment()
-        )
-        assert ended.returncode == 1, ended.stderr
-        assert ended.stdout == ""
-        assert "Traceback" not in ended.stderr
-        lines = [line for line in ended.stderr.splitlines() if line.startswith("Error: ")]
-        assert len(lines) == 1, ended.stderr
-        assert ended.stderr.splitlines()[-1] == lines[0]
-        return lines[0].removeprefix("Error: ")
+        ended = CliRunner().invoke(command, [*server.arguments, *flags])
+        assert isinstance(ended.exception, SystemExit), ended.exception
+        return reason(ended.exit_code, ended.stdout, ended.stderr)
 
     return start
+
+
+@pytest.fixture
+def refused_process():
+    """The same in a process of its own, as an operator sees it."""
+
+    def start(server, *flags):
+        arguments = amnestic("serve", *server.arguments, *flags)
+        ended = subprocess.run(arguments, capture_output=True, text=True, timeout=60, env=environment())
+        return reason(ended.returncode, ended.stdout, ended.stderr)
+
+    return start
+
+
+def reason(code, stdout, stderr):
+    assert (code, stdout) == (1, "")
+    assert "Traceback" not in stderr
+    *before, last = stderr.splitlines()
+    assert last.startswith("Error: ")
+    assert not any(line.startswith("Error: ") for line in before)
+    return last.removeprefix("Error: ")
+
+
+@pytest.fixture(scope="module")
+def running(serve_for_module):
+    """A server that the tests share; they leave it as it is."""
+    return serve_for_module("--device", "cpu")
 
 
 @pytest.fixture
@@ -96,27 +121,24 @@ def test_a_port_in_use(serve, refused, flag):
         assert refused(serve(flag, port, start=False)) == f"cannot listen on 127.0.0.1:{port}: is the port in use?"
 
 
-def test_a_port_in_use_by_another_server(serve, refused):
-    running = serve()
+def test_a_port_in_use_by_another_server(running, serve, refused_process):
     for flag, target in (("--grpc-port", running.target), ("--metrics-port", running.metrics_target)):
         port = target.rpartition(":")[2]
-        assert "is the port in use?" in refused(serve(flag, port, start=False))
+        assert "is the port in use?" in refused_process(serve(flag, port, start=False))
     assert running.client.is_ready()
 
 
-def test_a_store_in_use(serve, refused):
-    running = serve()
-    assert refused(running) == "the store is in use by another process"
+def test_a_store_in_use(running, refused_process):
+    assert refused_process(running) == "the store is in use by another process"
     assert running.client.is_ready()
 
 
-def test_a_store_of_another_bundle(serve, refused, copied):
-    first = serve()
-    first.terminate()
+def test_a_store_of_another_bundle(serve, refused, bundle, copied):
+    server = serve(bundle=copied, start=False)
+    Store(server.store, file_digest(bundle / MANIFEST)).close()
     manifest = json.loads((copied / MANIFEST).read_text())
     (copied / MANIFEST).write_text(json.dumps(manifest | {"name": "another"}))
-    other = serve(bundle=copied, start=False)
-    assert "the store belongs to another bundle" in refused(other, "--store", str(first.store))
+    assert "the store belongs to another bundle" in refused(server)
 
 
 def test_a_store_that_is_no_database(serve, refused):
@@ -168,28 +190,34 @@ def test_a_damaged_patch_of_an_earlier_version_costs_that_version_alone(three_ve
     torch.cuda.is_available() and "CUDAExecutionProvider" in onnxruntime.get_available_providers(),
     reason="there is CUDA here",
 )
-def test_cuda_asked_for_and_absent(serve, refused):
-    assert "--device cuda was asked for, but" in refused(serve("--device", "cuda", start=False))
+def test_cuda_asked_for_and_absent(serve, refused_process):
+    assert "--device cuda was asked for, but" in refused_process(serve("--device", "cuda", start=False))
 
 
 def test_a_setting_out_of_range(serve, refused):
     assert refused(serve("--max-padding", "1", start=False)) == "--max-padding must be from 0 to below 1"
 
 
-def test_flags_have_environment_twins(serve, monkeypatch):
-    monkeypatch.setenv("AMNESTIC_MAX_DOCUMENTS", "3")
-    assert serve().client.get_model().max_documents == 3
+def test_the_provider_is_in_the_answer_the_metrics_and_the_log(running):
+    assert running.client.get_model().provider == "CPUExecutionProvider"
+    assert 'provider="CPUExecutionProvider"' in running.metrics_text()
+    assert "on CPUExecutionProvider" in running.log
 
 
-def test_the_provider_is_in_the_answer_the_metrics_and_the_log(serve):
-    server = serve("--device", "cpu")
-    assert server.client.get_model().provider == "CPUExecutionProvider"
-    assert 'provider="CPUExecutionProvider"' in server.metrics_text()
-    assert "on CPUExecutionProvider" in server.log
+def test_a_client_that_went_away_leaves_nothing_behind(running, texts):
+    client = Client(running.target)
+    client.predict(texts)
+    client.close()
+    assert running.client.predict("fine").version == 1
+    assert running.metric("amnestic_open_documents") == 0
 
 
-def test_health_is_serving_until_sigterm_and_then_not(serve, reach):
+def test_sigterm_in_the_middle_of_a_job(serve, reach, until):
+    """Health says it, the process ends well with its worker, and the next start takes the job up."""
     server = serve()
+    job = server.forget("alpha", method=METHOD | {"epochs": 1000})
+    reach(server, job, "RUNNING")
+    (worker,) = until(server.workers)
     with grpc.insecure_channel(server.target) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         for service in SERVICES:
@@ -199,7 +227,11 @@ def test_health_is_serving_until_sigterm_and_then_not(serve, reach):
         server.send(signal.SIGTERM)
         assert next(watch).status == NOT_SERVING
     assert server.wait() == 0
+    assert not worker.is_running()
     assert "Traceback" not in server.log
+    server.start()
+    assert reach(server, job, "RUNNING").attempts == 2
+    assert server.client.cancel_job(job.job_id).state is JobState.CANCELLED
 
 
 def test_sigterm_answers_every_accepted_call_and_refuses_the_others(serve, traffic, texts, check_answers):
@@ -222,38 +254,12 @@ def test_sigterm_answers_every_accepted_call_and_refuses_the_others(serve, traff
     assert "Traceback" not in server.log
 
 
-def test_sigterm_in_the_middle_of_a_job_keeps_the_job_for_the_next_start(serve, reach, until):
-    server = serve()
-    job = server.forget("alpha", method=METHOD | {"epochs": 1000})
-    reach(server, job, "RUNNING")
-    (worker,) = until(server.workers)
-    assert server.terminate() == 0
-    assert not worker.is_running()
-    server.start()
-    assert reach(server, job, "RUNNING").attempts == 2
-    assert server.client.cancel_job(job.job_id).state is JobState.CANCELLED
-
-
-def test_an_interrupt_from_the_terminal_drains_too(serve):
-    server = serve()
-    server.send(signal.SIGINT)
-    assert server.wait() == 0
-
-
-def test_calls_do_not_wait_for_a_client_that_went_away(serve, texts):
-    server = serve()
-    client = Client(server.target)
-    client.predict(texts)
-    client.close()
-    assert server.client.predict("fine").version == 1
-    assert server.metric("amnestic_open_documents") == 0
-
-
-def test_the_audit_record_tells_of_a_rollback_and_why(three_versions):
+def test_the_audit_record_tells_of_a_rollback_and_why_after_an_interrupt(three_versions):
     server, _ = three_versions
     server.start()
     server.client.rollback(1, "asked for by mistake")
-    server.terminate()
+    server.send(signal.SIGINT)
+    assert server.wait() == 0
     with sqlite3.connect(server.store / "amnestic.db") as database:
         rows = database.execute("SELECT action, version, detail FROM audit ORDER BY seq").fetchall()
     assert rows[-1] == ("rolled back", 1, '{"reason": "asked for by mistake"}')
