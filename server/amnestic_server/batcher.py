@@ -1,8 +1,9 @@
-"""The way of documents from admission to answer: tokenizer thread, queue, batches, engine.
+"""The way of documents from admission to answer: tokenizer, queue, batches, engine.
 
-Two worker threads share one engine. While one runs its batch, the other may form and prepare the next, but only if
-the waiting rows already fill it; otherwise the batch stays open until the engine is idle, so that it never waits and
-never runs emptier than it must. Rows of gates and measurements wait in a queue of their own and run in small batches
+Two worker threads share one engine. While one runs its batch, the other tokenizes what has come, and may form and
+prepare the next batch, but only if the waiting rows already fill it; otherwise the batch stays open until the engine is
+idle, so that it never waits and never runs emptier than it must. A lone call meets one thread from its text to its
+answer. Rows of gates and measurements wait in a queue of their own and run in small batches
 when no traffic waits, or now and then if traffic never ceases.
 
 Answers are delivered on the event loop's thread. Nothing here knows of gRPC.
@@ -130,10 +131,8 @@ class Batcher:
         self._max_requests = max_requests
         self._on_batch = on_batch
         self._loop = asyncio.get_running_loop()
-        # One lock; each condition wakes only those who wait for it, one of them, since all are alike.
         self._lock = threading.Lock()
-        self._texts_came = threading.Condition(self._lock)
-        self._may_run = threading.Condition(self._lock)
+        self._work_came = threading.Condition(self._lock)
         self._texts: deque[tuple[Call, Sequence[str]]] = deque()
         self._traffic: RowQueue[Row] = RowQueue(
             max_tokens=max_queue_tokens, batch_tokens=max_batch_tokens, max_padding=max_padding
@@ -149,12 +148,7 @@ class Batcher:
         self._idle = asyncio.Event()
         self._idle.set()
         self._threads = [
-            threading.Thread(target=target, name=name, daemon=True)
-            for name, target in (
-                ("tokenizer", self._tokenize_forever),
-                ("engine-0", self._run_forever),
-                ("engine-1", self._run_forever),
-            )
+            threading.Thread(target=self._work, name=f"engine-{number}", daemon=True) for number in range(2)
         ]
         for thread in self._threads:
             thread.start()
@@ -185,7 +179,7 @@ class Batcher:
         try:
             with self._lock:
                 self._texts.append((call, texts))
-                self._texts_came.notify()
+                self._work_came.notify()
             return await call.future, call.timings
         finally:
             self._open_documents -= len(texts)
@@ -213,8 +207,7 @@ class Batcher:
         """Stop the threads once the batches in hand are done. Rows still waiting are not answered."""
         with self._lock:
             self._closed = True
-            self._texts_came.notify_all()
-            self._may_run.notify_all()
+            self._work_came.notify_all()
         for thread in self._threads:
             thread.join()
 
@@ -228,15 +221,20 @@ class Batcher:
             open_rows=documents,
         )
 
-    def _tokenize_forever(self) -> None:
+    def _work(self) -> None:
+        """One worker thread: tokenize what has come, else run a batch if one may be closed, else wait."""
         while True:
             with self._lock:
-                self._texts_came.wait_for(lambda: self._texts or self._closed)
+                self._work_came.wait_for(lambda: self._closed or self._texts or self._may_take())
                 if self._closed:
                     return
-                calls = list(self._texts)
+                texts = list(self._texts)
                 self._texts.clear()
-            self._tokenize(calls)
+                batch = [] if texts else self._take()
+            if texts:
+                self._tokenize(texts)
+            elif batch:
+                self._run_batch(batch)
 
     def _tokenize(self, calls: list[tuple[Call, Sequence[str]]]) -> None:
         """Encode the texts of all waiting calls at once, and queue them call by call."""
@@ -270,55 +268,49 @@ class Batcher:
                     self._post(call.fail, error)
             self._notify_worker()
 
-    def _run_forever(self) -> None:
-        while batch := self._take():
-            try:
-                prepared = self._engine.prepare(batch)
-            except Exception:
-                prepared = None
-            with self._engine_lock:
-                started = time.monotonic()
-                output = self._run(prepared)
-                seconds = time.monotonic() - started
-            with self._lock:
-                self._in_hand -= 1
-                self._notify_worker()
-            if output is None:
-                self._run_one_by_one(batch)
-                continue
-            self._on_batch(
-                BatchStats(
-                    rows=len(batch),
-                    padded_tokens=len(batch) * max(row.length for row in batch),
-                    tokens=sum(row.length for row in batch),
-                    seconds=seconds,
-                )
-            )
-            self._post(_deliver, batch, output, started, seconds)
-
-    def _take(self) -> list[Row] | None:
-        """Block until a batch may be closed, and take it; None once the batcher is closed."""
+    def _run_batch(self, batch: list[Row]) -> None:
+        try:
+            prepared = self._engine.prepare(batch)
+        except Exception:
+            prepared = None
+        with self._engine_lock:
+            started = time.monotonic()
+            output = self._run(prepared)
+            seconds = time.monotonic() - started
         with self._lock:
-            while True:
-                self._may_run.wait_for(lambda: self._closed or self._may_take())
-                if self._closed:
-                    return None
-                now = time.monotonic()
-                queue = self._background if self._background_is_due(now) else self._traffic
-                batch, expired = queue.take(now)
-                for row in expired:
-                    self._post(row.call.fail, DeadlineError())
-                if batch:
-                    if queue is self._background:
-                        self._background_ran_at = now
-                    self._in_hand += 1
-                    self._notify_worker()
-                    return batch
+            self._in_hand -= 1
+            self._notify_worker()
+        if output is None:
+            self._run_one_by_one(batch)
+            return
+        self._post(_deliver, batch, output, started, seconds)
+        self._on_batch(
+            BatchStats(
+                rows=len(batch),
+                padded_tokens=len(batch) * max(row.length for row in batch),
+                tokens=sum(row.length for row in batch),
+                seconds=seconds,
+            )
+        )
+
+    def _take(self) -> list[Row]:
+        """Close the next batch; empty if all that waited has expired. The lock is held."""
+        now = time.monotonic()
+        queue = self._background if self._background_is_due(now) else self._traffic
+        batch, expired = queue.take(now)
+        for row in expired:
+            self._post(row.call.fail, DeadlineError())
+        if batch:
+            self._in_hand += 1
+            if queue is self._background:
+                self._background_ran_at = now
+            self._notify_worker()
+        return batch
 
     def _notify_worker(self) -> None:
-        """Wake a worker if there is a batch for it; the lock is held."""
-        if self._may_take():
-            self._may_run.notify()
+        """Wake a worker if there is something for it to do; the lock is held."""
+        if self._texts or self._may_take():
+            self._work_came.notify()
 
     def _may_take(self) -> bool:
         if self._in_hand == 0:

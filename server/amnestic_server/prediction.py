@@ -35,6 +35,7 @@ class Predictor:
         self._thresholds = np.array(manifest.thresholds)
         self._settings = settings
         self._metrics = metrics
+        self._stages = {stage: metrics.stage_seconds.labels(stage) for stage in ("tokenizer", "queue", "engine")}
         self._draining = False
 
     def drain(self) -> None:
@@ -57,8 +58,8 @@ class Predictor:
             DocumentScores(probability, decisions, answer.tokens, answer.truncated, answer.features)
             for answer, probability, decisions in rows
         ]
-        for stage in ("tokenizer", "queue", "engine"):
-            self._metrics.stage_seconds.labels(stage).observe(getattr(timings, stage))
+        for stage, histogram in self._stages.items():
+            histogram.observe(getattr(timings, stage))
         self._metrics.documents.inc(len(texts))
         self._metrics.truncated.inc(sum(score.truncated for score in scores))
         return scores

@@ -20,7 +20,7 @@ class Encoded:
 
 
 class DocumentTokenizer:
-    """Set up once. Encoding releases the interpreter's lock and may be called from any one thread at a time."""
+    """Set up once. Encoding releases the interpreter's lock, and any thread may encode."""
 
     def __init__(self, path: Path, max_tokens: int) -> None:
         try:
