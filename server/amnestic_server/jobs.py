@@ -296,7 +296,8 @@ class Jobs:
         self._metrics.job_progress.set(0)
         await asyncio.to_thread(shutil.rmtree, self._store.work_folder(job_id), True)
         if state is JobState.CANCELLED and not running.cancelled:
-            # The server stops. The job stays as it is recorded, and is begun again.
+            # The server stops. The job is begun again at the next start.
+            await asyncio.to_thread(self._store.release_job, job_id)
             return
         await self._end(job_id, state, detail, error)
         self._metrics.job_seconds.labels(state.value).observe(time.monotonic() - started)

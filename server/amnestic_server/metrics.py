@@ -42,8 +42,8 @@ class Metrics:
         )
         self.request_seconds = Histogram(
             "amnestic_request_seconds",
-            "Time from a call's arrival to its answer, in seconds.",
-            ["method"],
+            "Time from a call's arrival to its answer, by method and gRPC status code, in seconds.",
+            ["method", "code"],
             buckets=LATENCY_BUCKETS,
             registry=registry,
         )

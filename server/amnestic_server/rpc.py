@@ -71,7 +71,7 @@ class _Measured:
             case _:
                 code = "INTERNAL"
         self._metrics.requests.labels(self._method, code).inc()
-        self._metrics.request_seconds.labels(self._method).observe(time.perf_counter() - self._started)
+        self._metrics.request_seconds.labels(self._method, code).observe(time.perf_counter() - self._started)
 
 
 def unary(

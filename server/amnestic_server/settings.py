@@ -46,7 +46,9 @@ class Settings:
     worker_threads: int = _setting("Threads of an unlearning worker.", 1)
     worker_memory_mb: int = _setting("Memory that an unlearning worker may allocate, in MiB; 0 for no limit.", 16_384)
     worker_timeout_secs: float = _setting("Longest run of an unlearning worker, in seconds.", 6 * 3600.0)
-    max_job_attempts: int = _setting("Times that a job is begun before a restart of the server gives it up.", 3)
+    max_job_attempts: int = _setting(
+        "Times that a job is begun before it is given up; one that a stop in good order ends does not count.", 3
+    )
 
     def __post_init__(self) -> None:
         """Raise ValueError, naming the flag, unless every setting is in range."""

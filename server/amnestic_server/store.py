@@ -216,6 +216,14 @@ class Store:
                 (JobState.RUNNING, _json(detail), time.time(), job_id),
             )
 
+    def release_job(self, job_id: str) -> None:
+        """Back to the queue, as if this attempt had not been: the server stops of its own will."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE jobs SET state = ?, attempts = attempts - 1 WHERE job_id = ? AND finished_at IS NULL",
+                (JobState.QUEUED, job_id),
+            )
+
     def update_job(self, job_id: str, state: JobState, detail: dict[str, Any], error: str = "") -> None:
         """Record a job's state; the end gets its time and an audit record, and nothing changes the job after it."""
         with self._transaction() as db:
@@ -256,6 +264,9 @@ class Store:
         with self._transaction() as db:
             row = db.execute("SELECT value FROM state WHERE name = 'bundle_digest'").fetchone()
             if row is None:
+                if any(self._patches.glob("*.safetensors")):
+                    # Taken for a new store, it would serve the base: all that was forgotten would be back.
+                    raise StartError("the store has patches but no record of them: its database was lost")
                 db.executemany(
                     "INSERT INTO state (name, value) VALUES (?, ?)",
                     [("bundle_digest", bundle_digest), ("active_version", str(BASE_VERSION))],

@@ -7,7 +7,7 @@ from typing import Any
 
 from amnestic_server.bundle import Bundle
 from amnestic_server.engine import Engine
-from amnestic_server.errors import InvalidArgumentError, PreconditionError, StartError
+from amnestic_server.errors import AmnesticError, InvalidArgumentError, PreconditionError, StartError
 from amnestic_server.evaluation import Evaluator
 from amnestic_server.metrics import Metrics
 from amnestic_server.snapshot import Snapshots, base_snapshot, patched_snapshot
@@ -137,5 +137,9 @@ class Versions:
 
     async def _measure(self, evaluator: Evaluator) -> None:
         snapshot = self._snapshots.active
-        self._f1[snapshot.version] = f1 = evaluator.f1(await evaluator.logits(snapshot))
+        try:
+            self._f1[snapshot.version] = f1 = evaluator.f1(await evaluator.logits(snapshot))
+        except AmnesticError as error:
+            log.error("version %d could not be measured: %s", snapshot.version, error)
+            return
         self._metrics.show_f1(f1, snapshot.forgotten)

@@ -175,7 +175,7 @@ def test_the_metrics_tell_of_calls_batches_jobs_and_the_process(story):
     server = story.server
     served = sum(len(call.documents) for call in story.calls)
     assert server.metric("amnestic_requests_total", method="Predict", code="OK") == len(story.calls)
-    assert server.metric("amnestic_request_seconds_count", method="Predict") == len(story.calls)
+    assert server.metric("amnestic_request_seconds_count", method="Predict", code="OK") == len(story.calls)
     assert server.metric("amnestic_requests_total", method="WatchJob", code="OK") == 2
     for stage in ("tokenizer", "queue", "engine"):
         assert server.metric("amnestic_stage_seconds_count", stage=stage) == len(story.calls)

@@ -144,6 +144,13 @@ def test_a_job_through_its_life(store, folder):
     assert store.job_counts() == {JobState.REJECTED: 1}
 
 
+def test_a_released_job_waits_again_and_the_attempt_does_not_count(store):
+    store.add_job(job())
+    store.start_job("job", {})
+    store.release_job("job")
+    assert (store.job("job").state, store.job("job").attempts) == (JobState.QUEUED, 0)
+
+
 def test_a_job_that_has_ended_never_changes(store, folder):
     store.add_job(job())
     store.update_job("job", JobState.CANCELLED, {})
@@ -198,6 +205,15 @@ def test_a_damaged_database_is_refused_and_never_replaced(store, folder):
     with pytest.raises(StartError, match="cannot be opened"):
         Store(folder, BUNDLE)
     assert (folder / "amnestic.db").read_bytes() == damage
+
+
+def test_patches_without_their_database_are_not_taken_for_a_new_store(store, folder):
+    store.write_patch(b"a patch")
+    store.close()
+    for file in folder.glob("amnestic.db*"):
+        file.unlink()
+    with pytest.raises(StartError, match="its database was lost"):
+        Store(folder, BUNDLE)
 
 
 def test_writers_on_many_threads_lose_nothing(store):

@@ -30,7 +30,7 @@ from amnestic_server.tokenizer import DocumentTokenizer
 
 PREDICT = "/amnestic.v1.PredictionService/Predict"
 ECHO = "/echo.Echo/Echo"
-CONCURRENCIES = (1, 8, 64)
+CONCURRENCIES = (8, 64)
 WARM_UP_CALLS = 64
 
 
@@ -91,15 +91,12 @@ class Ceiling:
             latencies.append(time.perf_counter() - started)
         return Phase(name, len(self._rows) / sum(latencies), *(np.percentile(latencies, [50, 95, 99]) * 1e3).tolist())
 
-    def alone(self, name: str, documents: int) -> tuple[Phase, list[float]]:
-        """The first documents one by one, each alone in its batch; with the seconds of each."""
-        latencies = []
-        for row in self._rows[:documents]:
-            prepared = self._engine.prepare([row])
-            started = time.perf_counter()
-            self._engine.run(prepared)
-            latencies.append(time.perf_counter() - started)
-        return Phase.of(name, latencies, sum(latencies)), latencies
+    def alone(self, document: int) -> float:
+        """Seconds of the session and the head for one document, alone in its batch."""
+        prepared = self._engine.prepare([self._rows[document]])
+        started = time.perf_counter()
+        self._engine.run(prepared)
+        return time.perf_counter() - started
 
 
 def _full_batches(rows: Sequence[_Row], batch_tokens: int) -> Iterator[list[_Row]]:
@@ -138,6 +135,25 @@ async def closed_loop(
         return latencies, time.perf_counter() - began
 
 
+async def in_turn(
+    target: str, method: str, messages: Sequence[bytes], ceiling: Ceiling, documents: int
+) -> tuple[list[float], list[float]]:
+    """Each document alone in the engine, then over gRPC by a lone client: the seconds of both, document by document.
+
+    Taken in turn, so that what else the machine does falls on both alike.
+    """
+    async with grpc.aio.insecure_channel(target) as channel:
+        call: Any = channel.unary_unary(method)
+        await call(messages[0])
+        alone, over = [], []
+        for document in range(documents):
+            alone.append(ceiling.alone(document))
+            started = time.perf_counter()
+            await call(messages[document])
+            over.append(time.perf_counter() - started)
+    return alone, over
+
+
 @dataclass(frozen=True, slots=True)
 class ServingResult:
     """Every phase by round, and the ratios that the design promises, as medians over the rounds with their spread."""
@@ -171,15 +187,14 @@ def run(
         ceiling.throughput("warm-up")
         for _ in range(rounds):
             phases = [ceiling.throughput("ceiling")]
-            single, alone_seconds = ceiling.alone("engine, one by one", max(calls // 8, 1) % (len(texts) + 1))
-            phases.append(single)
+            alone, over = asyncio.run(in_turn(server, PREDICT, messages, ceiling, min(calls // 8, len(texts))))
+            phases.append(Phase.of("engine, one by one", alone, sum(alone)))
+            phases.append(Phase.of("amnestic, 1 client", over, sum(over)))
+            added.append(median(whole - part for whole, part in zip(over, alone, strict=True)) * 1e3)
             for concurrency in CONCURRENCIES:
-                count = calls if concurrency == max(CONCURRENCIES) else max(calls // 8 * min(concurrency, 4), 1)
+                count = calls if concurrency == max(CONCURRENCIES) else calls // 2
                 latencies, seconds = asyncio.run(closed_loop(server, PREDICT, messages, concurrency, count))
                 phases.append(Phase.of(f"amnestic, {concurrency} clients", latencies, seconds))
-                if concurrency == 1:
-                    pairs = zip(latencies, alone_seconds, strict=False)
-                    added.append(median(over - under for over, under in pairs) * 1e3)
             latencies, seconds = asyncio.run(closed_loop(echo, ECHO, messages, max(CONCURRENCIES), calls))
             phases.append(Phase.of(f"echo, {max(CONCURRENCIES)} clients", latencies, seconds))
             for phase in phases:

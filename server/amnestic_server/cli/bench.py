@@ -104,7 +104,11 @@ def _show(console: Console, result: ServingResult) -> None:
 
 def _spread(phases: tuple[Phase, ...], field: str) -> str:
     summary = Summary.of([getattr(phase, field) for phase in phases])
-    return f"{summary.median:.1f} ({summary.low:.1f}-{summary.high:.1f})"
+    return f"{_number(summary.median)} ({_number(summary.low)}-{_number(summary.high)})"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
 def _summary(summary: Summary) -> str:
