@@ -104,6 +104,8 @@ def _show(console: Console, result: ServingResult) -> None:
 
 def _spread(phases: tuple[Phase, ...], field: str) -> str:
     summary = Summary.of([getattr(phase, field) for phase in phases])
+    if len(phases) == 1:
+        return _number(summary.median)
     return f"{_number(summary.median)} ({_number(summary.low)}-{_number(summary.high)})"
 
 
