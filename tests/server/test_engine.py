@@ -152,8 +152,18 @@ def test_the_rows_that_differ_from_the_base_are_those_of_the_patch(engine, loade
     assert int(engine.changed_rows(replace(snapshots[1], slots=undeclared)).sum()) == len(patches[0].row_ids) + 1
 
 
-def test_warming_up_covers_the_longest_document(engine, loaded, snapshots):
+def test_warming_up_covers_the_longest_document(engine, loaded, snapshots, monkeypatch):
+    lengths = []
+    prepare = engine.prepare
+
+    def recorded(rows):
+        lengths.extend(len(row.ids) for row in rows)
+        return prepare(rows)
+
+    monkeypatch.setattr(engine, "prepare", recorded)
     engine.warm_up(snapshots[0], loaded.manifest.max_tokens)
+    assert max(lengths) == loaded.manifest.max_tokens
+    assert len(lengths) > 1
 
 
 @pytest.mark.skipif(HAS_CUDA, reason="there is CUDA here")
