@@ -283,7 +283,7 @@ class Batcher:
         if output is None:
             self._run_one_by_one(batch)
             return
-        self._post(_deliver, batch, output, started, seconds)
+        # Observed before it is delivered: who has an answer finds it counted.
         self._on_batch(
             BatchStats(
                 rows=len(batch),
@@ -292,6 +292,7 @@ class Batcher:
                 seconds=seconds,
             )
         )
+        self._post(_deliver, batch, output, started, seconds)
 
     def _take(self) -> list[Row]:
         """Close the next batch; empty if all that waited has expired. The lock is held."""
