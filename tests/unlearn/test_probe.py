@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 
-from amnestic_unlearn.probe import fit, probe_auc
+from amnestic_unlearn.measures import auroc
+from amnestic_unlearn.probe import FOLDS, assign_folds, cross_fitted, fit, probe_auc
 
 
 def features(seed, signal, documents=400, width=12, share=0.3):
@@ -63,3 +64,26 @@ def test_fit_is_the_minimum_of_the_balanced_loss():
         curvature = (inputs * (balance * probability * (1 - probability))[:, None]).T @ inputs + penalty
         solution -= np.linalg.solve(curvature, gradient)
     assert np.abs(weights - solution[:4]).max() < 1e-4
+
+
+def test_cross_fitted_scores_find_a_label_and_nothing_in_noise():
+    folds = np.arange(400) % 5
+    values, truth = features(0, 3.0)
+    assert auroc(truth, cross_fitted(values, truth, folds)) > 0.95
+    noise, truth = features(3, 0.0)
+    assert abs(auroc(truth, cross_fitted(noise, truth, folds)) - 0.5) < 0.1
+
+
+def test_no_document_is_scored_by_a_probe_that_saw_it():
+    values, truth = features(0, 0.0)
+    folds = np.arange(400) % 5
+    # Each document's column tells its truth, but nobody else's: a probe of the others scores all of a fold alike.
+    scores = cross_fitted(np.diag(np.where(truth, 1.0, -1.0)), truth, folds)
+    assert max(np.ptp(scores[folds == fold]) for fold in range(5)) < 1e-9
+
+
+def test_folds_follow_the_group_and_are_about_equal():
+    groups = [f"patient-{number // 2}" for number in range(4000)]
+    folds = assign_folds(groups)
+    assert (folds[::2] == folds[1::2]).all()
+    assert np.bincount(folds, minlength=FOLDS).min() > 600

@@ -14,9 +14,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from amnestic_unlearn import corpus, steu, twin
 from amnestic_unlearn.architecture import ARCHITECTURES
 from amnestic_unlearn.errors import LossNotFiniteError, NoRetainDocumentsError
+from amnestic_unlearn.forgetting import TrainingData
 from amnestic_unlearn.manifest import BundleError, Manifest
 from amnestic_unlearn.spec import Method
-from amnestic_unlearn.steu import TrainingData
 
 # In float64: at the first step the utility loss has no gradient but rounding noise, which Adam scales up.
 CLOSE = {"rtol": 0.0, "atol": 1e-7}

@@ -76,6 +76,17 @@ def test_it_learns_and_reports_on_the_test_split(trained: tuple[Path, training.T
     assert math.isfinite(report.loss)
 
 
+def test_mixed_precision_learns_as_well_and_keeps_float32_weights(corpus_file: Path, tmp_path: Path) -> None:
+    settings = replace(FAST, precision="bf16")
+    report = train(corpus_file, tmp_path / "bf16", settings=settings, quiet=True)
+    assert report.macro_f1 > 0.9
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "bf16")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    # It was used: rounding to 8 bits leaves other weights than float32.
+    full = train(corpus_file, tmp_path / "fp32", settings=FAST, quiet=True)
+    assert full.loss != report.loss
+
+
 def test_the_checkpoint_gives_the_reported_figures_by_itself(
     trained: tuple[Path, training.TrainReport], corpus_file: Path
 ) -> None:

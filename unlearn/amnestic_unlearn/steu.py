@@ -11,7 +11,7 @@ learning rate for the rows and one for the head.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,42 +20,13 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from amnestic_unlearn.errors import LossNotFiniteError, NoRetainDocumentsError
-from amnestic_unlearn.selection import Selection, Tokens, select
+from amnestic_unlearn.forgetting import Report, TrainingData
+from amnestic_unlearn.selection import Selection, select
 from amnestic_unlearn.spec import Method, Progress
 from amnestic_unlearn.twin import Twin, Weights
 
 # Batches among which documents are sorted by length: enough to save most padding, few enough to stay random.
 BUCKET_BATCHES = 16
-
-Report = Callable[[Progress], None]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TrainingData:
-    """Documents as token ids; `truth` bool [N, C]; `targets` the columns of the labels to forget."""
-
-    documents: Sequence[Tokens]
-    truth: NDArray[np.bool_]
-    targets: tuple[int, ...]
-
-    @property
-    def forget(self) -> NDArray[np.int64]:
-        """Positions of the documents with a label to forget."""
-        return np.flatnonzero(self.truth[:, self.targets].any(axis=1))
-
-    @property
-    def retain(self) -> NDArray[np.int64]:
-        """Positions of the documents without one."""
-        return np.flatnonzero(~self.truth[:, self.targets].any(axis=1))
-
-    @property
-    def others(self) -> tuple[int, ...]:
-        """Columns of the labels to keep."""
-        return tuple(column for column in range(self.truth.shape[1]) if column not in self.targets)
-
-    def batch(self, positions: NDArray[np.int64]) -> list[Tokens]:
-        """The documents at some positions."""
-        return [self.documents[position] for position in positions]
 
 
 @dataclass(frozen=True, slots=True)

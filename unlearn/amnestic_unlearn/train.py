@@ -158,7 +158,9 @@ def _fit(model: Any, data: _Encoded, settings: TrainSettings, rate: float, quiet
             losses = []
             bar.set_description(f"epoch {epoch}/{settings.epochs}")
             for rows in _batches(data, settings.batch_size, generator):
-                losses.append(_step(model, _collate(data, rows), optimizer, schedule))
+                with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+                    batch_loss = model(**_on(model.device, _collate(data, rows))).loss
+                losses.append(_step(model, batch_loss, optimizer, schedule))
                 bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
                 bar.update()
             loss = sum(losses) / len(losses)
@@ -169,8 +171,7 @@ def _fit(model: Any, data: _Encoded, settings: TrainSettings, rate: float, quiet
     return loss
 
 
-def _step(model: Any, batch: dict[str, Tensor], optimizer: Any, schedule: Any) -> float:
-    loss: Tensor = model(**{name: tensor.to(model.device) for name, tensor in batch.items()}).loss
+def _step(model: Any, loss: Tensor, optimizer: Any, schedule: Any) -> float:
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -213,6 +214,10 @@ def _collate(data: _Encoded, rows: Sequence[int]) -> dict[str, Tensor]:
     }
 
 
+def _on(device: torch.device, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
 @torch.no_grad()
 def _logits(model: Any, data: _Encoded, size: int = 64) -> NDArray[np.float64]:
     model.eval()
@@ -222,7 +227,7 @@ def _logits(model: Any, data: _Encoded, size: int = 64) -> NDArray[np.float64]:
         rows = order[start : start + size]
         batch = _collate(data, rows)
         batch.pop("labels")
-        answer = model(**{name: tensor.to(model.device) for name, tensor in batch.items()}).logits
+        answer = model(**_on(model.device, batch)).logits
         logits[rows] = answer.float().cpu().numpy()
     return logits
 

@@ -60,6 +60,8 @@ class TrainSettings:
     """Threads of torch; 0 leaves them as they are."""
     device: str = "auto"
     """auto (CUDA if there is one), cpu or cuda."""
+    precision: str = "fp32"
+    """fp32, or bf16 for mixed precision: matrix products in bfloat16, weights and updates in float32."""
     shape: Shape = Shape()
     """Of a model trained from scratch."""
 
@@ -80,6 +82,8 @@ class TrainSettings:
             raise TrainError("learning_rate must be above 0 and at most 1")
         if self.device not in ("auto", "cpu", "cuda"):
             raise TrainError("device must be auto, cpu or cuda")
+        if self.precision not in ("fp32", "bf16"):
+            raise TrainError("precision must be fp32 or bf16")
 
 
 def _check(settings: Any, **ranges: tuple[float, float]) -> None:

@@ -25,10 +25,11 @@ from amnestic_unlearn.errors import (
     TooFewForgetDocumentsError,
     UnknownLabelError,
 )
+from amnestic_unlearn.forgetting import Report, TrainingData
 from amnestic_unlearn.manifest import BundleError, Manifest, file_digest, verify
 from amnestic_unlearn.patch import Patch
 from amnestic_unlearn.spec import EVIDENCE_FILE, PATCH_FILE, REPORT_FILE, JobSpec, Progress
-from amnestic_unlearn.steu import Report, SteuResult, TrainingData
+from amnestic_unlearn.steu import SteuResult
 from amnestic_unlearn.twin import Twin, Weights
 
 GATE_LOGITS = "gate_logits"

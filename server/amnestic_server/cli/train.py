@@ -54,6 +54,13 @@ _DEFAULT = TrainSettings()
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default=_DEFAULT.device, show_default=True, help="Where."
 )
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16"]),
+    default=_DEFAULT.precision,
+    show_default=True,
+    help="bf16: mixed precision, faster where the processor has it.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 def command(
     out: Path,
@@ -66,6 +73,7 @@ def command(
     seed: int,
     threads: int,
     device: str,
+    precision: str,
     as_json: bool,
 ) -> None:
     """Train a multi-label classifier on a corpus and save it as a Hugging Face checkpoint.
@@ -89,6 +97,7 @@ def command(
         seed=seed,
         threads=threads,
         device=device,
+        precision=precision,
     )
     try:
         report = train(corpus_file or SHIPPED, out, checkpoint=checkpoint, settings=settings)
