@@ -64,7 +64,8 @@ class Twin:
     def features(self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """The head's input [B, h] from embeddings [B, T, d] and int64 mask [B, T], padding at the right."""
         output: torch.Tensor = self.encoder(inputs_embeds=inputs_embeds, attention_mask=attention_mask).logits
-        return output
+        # Under autocast the encoder answers in bfloat16.
+        return output.to(inputs_embeds.dtype)
 
     def logits(self, documents: Sequence[Tokens], weights: Weights, slots: torch.Tensor) -> torch.Tensor:
         """Logits [B, C] of one batch; `slots` from `self.slots(weights.row_ids)`."""
