@@ -75,7 +75,7 @@ def test_cross_fitted_scores_find_a_label_and_nothing_in_noise():
 
 
 def test_no_document_is_scored_by_a_probe_that_saw_it():
-    values, truth = features(0, 0.0)
+    _, truth = features(0, 0.0)
     folds = np.arange(400) % 5
     # Each document's column tells its truth, but nobody else's: a probe of the others scores all of a fold alike.
     scores = cross_fitted(np.diag(np.where(truth, 1.0, -1.0)), truth, folds)

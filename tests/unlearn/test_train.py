@@ -1,5 +1,6 @@
 """Training on small generated corpora: what is learned, what is frozen into the checkpoint, what is refused."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -183,7 +184,8 @@ def pretrained(folder: Path, name: str) -> Path:
 @pytest.mark.parametrize("name", ["bert", "distilbert", "roberta"])
 def test_a_checkpoint_is_fine_tuned(corpus_file: Path, tmp_path: Path, name: str) -> None:
     source = pretrained(tmp_path / "source", name)
-    report = train(corpus_file, tmp_path / "out", checkpoint=str(source), settings=FAST, quiet=True)
+    settings = dataclasses.replace(FAST, epochs=30)
+    report = train(corpus_file, tmp_path / "out", checkpoint=str(source), settings=settings, quiet=True)
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["model_type"] == name
     assert config["id2label"] == {str(index): label for index, label in enumerate(LABELS)}

@@ -99,6 +99,10 @@ def load_pretrained(checkpoint: str, labels: Sequence[str], max_tokens: int) -> 
     """Tokenizer and model, with a fresh head for the labels. Weights come from safetensors alone, never pickle."""
     try:
         config = AutoConfig.from_pretrained(checkpoint, **_label_config(labels))
+        # As in `small_bert`: its noise is costly and gains little.
+        setattr(
+            config, "attention_dropout" if config.model_type == "distilbert" else "attention_probs_dropout_prob", 0.0
+        )
         if config.model_type not in ARCHITECTURES:
             raise TrainError(f"the checkpoint is a {config.model_type}, not one of {', '.join(ARCHITECTURES)}")
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, use_fast=True)

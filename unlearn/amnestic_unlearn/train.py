@@ -79,6 +79,9 @@ def train(
         torch.manual_seed(settings.seed)
         tokenizer, model = _initial(checkpoint, documents["train"], labels, settings)
         model.to(_device(settings.device))
+        if settings.precision == "bf16" and model.device.type == "cpu":
+            # The fused attention's backward pass is slow in bfloat16 on a CPU; plain matrix products are not.
+            model.set_attn_implementation("eager")
         encoded = {split: _encode(tokenizer, part, labels, settings.max_tokens) for split, part in documents.items()}
         loss = _fit(model, encoded["train"], settings, _rate(checkpoint, settings), quiet)
         thresholds = _thresholds(encoded["gate"], _logits(model, encoded["gate"]))
@@ -147,7 +150,7 @@ def _encode(tokenizer: Any, documents: Sequence[Document], labels: Sequence[str]
 def _fit(model: Any, data: _Encoded, settings: TrainSettings, rate: float, quiet: bool) -> float:
     """Run every epoch; returns the mean loss of the last."""
     steps = settings.epochs * math.ceil(len(data.ids) / settings.batch_size)
-    optimizer = torch.optim.AdamW(_parameter_groups(model, settings.weight_decay), lr=rate)
+    optimizer = torch.optim.AdamW(_parameter_groups(model, settings.weight_decay), lr=rate, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _linear(steps, round(steps * settings.warmup)))
     generator = torch.Generator().manual_seed(settings.seed)
     on_terminal = sys.stderr.isatty()

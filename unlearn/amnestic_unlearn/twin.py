@@ -144,21 +144,69 @@ def load(bundle: Path, manifest: Manifest) -> Twin:
     )
 
 
+def from_checkpoint(checkpoint: Path, attention: str = "sdpa") -> Twin:
+    """The twin of a checkpoint that `train` saved, without a bundle: nothing is exported, no file is digested.
+
+    `attention` names one of transformers' implementations. Raises OSError or ValueError if it is no such checkpoint.
+    """
+    model = AutoModelForSequenceClassification.from_pretrained(
+        checkpoint, use_safetensors=True, dtype=torch.float32, attn_implementation=attention
+    )
+    config = model.config
+    architecture = ARCHITECTURES[config.model_type]
+    table = model.get_submodule(architecture.word_embeddings).weight.detach().clone()
+    head = model.get_submodule(architecture.head)
+    weight, bias = head.weight.detach().clone(), head.bias.detach().clone()
+    tokenizer = Tokenizer.from_file(str(checkpoint / files.TOKENIZER))
+    manifest = Manifest(
+        name=checkpoint.name,
+        architecture=architecture.name,
+        labels=tuple(config.id2label[index] for index in range(len(bias))),
+        thresholds=tuple(config.amnestic_thresholds),
+        vocab_size=table.shape[0],
+        hidden_size=table.shape[1],
+        feature_size=weight.shape[1],
+        layers=config.num_hidden_layers,
+        heads=config.num_attention_heads,
+        max_tokens=config.amnestic_max_tokens,
+        pad_token_id=config.pad_token_id,
+        special_token_ids=tuple(
+            sorted(index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special)
+        ),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        precision="fp32",
+        head=architecture.head_statement,
+        parity={},
+        files={},
+        amnestic_version="",
+    )
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(manifest.max_tokens)
+    return Twin(manifest, tokenizer, _without_outer_parts(model), table, weight, bias)
+
+
+def _without_outer_parts(model: Any) -> nn.Module:
+    """The frozen encoder: the classifier without the two parts that live outside it."""
+    architecture = ARCHITECTURES[model.config.model_type]
+    model.set_submodule(architecture.word_embeddings, nn.Identity())
+    model.set_submodule(architecture.head, nn.Identity())
+    frozen: nn.Module = model.eval().requires_grad_(False)
+    return frozen
+
+
 def _encoder(bundle: Path, manifest: Manifest) -> nn.Module:
-    architecture = ARCHITECTURES[manifest.architecture]
     try:
         config = AutoConfig.from_pretrained(bundle / files.CONFIG)
-        encoder: nn.Module = AutoModelForSequenceClassification.from_config(config, attn_implementation="sdpa")
-        # The two parts that live outside the frozen encoder: strict loading then proves that all else is there.
-        encoder.set_submodule(architecture.word_embeddings, nn.Identity())
-        encoder.set_submodule(architecture.head, nn.Identity())
+        model = AutoModelForSequenceClassification.from_config(config, attn_implementation="sdpa")
+        # Strict loading below then proves that all else is there.
+        encoder = _without_outer_parts(model)
     except (OSError, ValueError, AttributeError, KeyError) as error:
         raise BundleError(f"{files.CONFIG} does not describe a classifier of its architecture") from error
     try:
         encoder.load_state_dict(load_file(bundle / files.ENCODER_WEIGHTS), strict=True)
     except (SafetensorError, RuntimeError) as error:
         raise BundleError(f"{files.ENCODER_WEIGHTS} does not fit {files.CONFIG}") from error
-    return encoder.eval().requires_grad_(False)
+    return encoder
 
 
 def _tensors(bundle: Path, name: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
