@@ -69,8 +69,13 @@ class Twin:
 
     def logits(self, documents: Sequence[Tokens], weights: Weights, slots: torch.Tensor) -> torch.Tensor:
         """Logits [B, C] of one batch; `slots` from `self.slots(weights.row_ids)`."""
-        features = self._features(documents, weights, slots)
-        return functional.linear(features, weights.head_weight, weights.head_bias)
+        return self.classify(self._features(documents, weights, slots), weights)
+
+    def classify(self, features: torch.Tensor, weights: Weights) -> torch.Tensor:
+        """Logits [B, C] from features [B, h], in the precision of the features."""
+        # Autocast would round the head, and keep it as it was at its first use: training would not see its own updates.
+        with torch.autocast(features.device.type, enabled=False):
+            return functional.linear(features, weights.head_weight, weights.head_bias)
 
     def slots(self, row_ids: torch.Tensor) -> torch.Tensor:
         """For each token its place in `row_ids`, or -1; int64 [V]."""
