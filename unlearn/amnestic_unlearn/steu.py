@@ -56,7 +56,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class _Clock:
+class Clock:
     """Turns a step into a `Progress`, with the time left at the pace so far."""
 
     epochs: int
@@ -105,7 +105,7 @@ def train(
         [{"params": trained[:1], "lr": method.embedding_lr}, {"params": trained[1:], "lr": method.head_lr}]
     )
     slots = twin.slots(weights.row_ids)
-    clock = _Clock(method.epochs, sum(map(len, epochs)), time.monotonic())
+    clock = Clock(method.epochs, sum(map(len, epochs)), time.monotonic())
     history: list[Losses] = []
     for number, epoch in enumerate(epochs, start=1):
         measured = []
