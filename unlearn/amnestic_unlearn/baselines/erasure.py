@@ -17,7 +17,6 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from amnestic_unlearn.baselines import training
 from amnestic_unlearn.baselines.head import silenced
-from amnestic_unlearn.errors import NoRetainDocumentsError
 from amnestic_unlearn.forgetting import Outcome, Report, TrainingData
 from amnestic_unlearn.spec import Progress
 from amnestic_unlearn.twin import Twin
@@ -30,9 +29,7 @@ class Esc:
     """Settings of ESC."""
 
     pruned: float = 0.03
-    """Share of the feature space's directions that are erased, rounded up; the paper erases a few percent."""
-    centred: bool = True
-    """Whether directions are those in which forget documents differ from the mean retain document; see `esc`."""
+    """Share of the feature space's directions that are erased, rounded up; 3 percent is what its authors start from."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,19 +77,13 @@ def esc(twin: Twin, data: TrainingData, seed: int, report: Report, settings: Esc
     """Erase the principal directions of the forget documents' features.
 
     Lee et al., "ESC: Erasing Space Concept for Knowledge Deletion" (CVPR 2025, arXiv 2504.02199): of the left
-    singular vectors U of the forget features, those with the largest values are dropped, and features are projected
-    on the others. There classes exclude each other, and a class's features point its own way. A document with several
-    labels shares the largest direction, the mean, with every document; so that not this is erased, both fitting and
-    erasing take features as differences from the mean retain document, unless `centred` is False. `seed` plays no
-    part. Raises NoRetainDocumentsError.
+    singular vectors of the forget features, not centred, those with the largest values are dropped, and every
+    feature is projected on the others. It is taken as it is, though it was made for classes that exclude each
+    other: here forget documents have other labels too, so that these lose directions with it. `seed` plays no part.
     """
-    if not len(data.retain):
-        raise NoRetainDocumentsError
-    settings = settings or Esc()
     report(Progress("evaluating"))
-    features = _features(twin, data)
-    centre = features[data.retain].mean(axis=0) if settings.centred else np.zeros(features.shape[1])
-    return _erased(twin, data, fit_esc(features[data.forget], centre, settings.pruned))
+    forget = _features(twin, data)[data.forget]
+    return _erased(twin, data, fit_esc(forget, (settings or Esc()).pruned))
 
 
 def fit_leace(features: Matrix, having: NDArray[np.bool_]) -> Eraser:
@@ -113,11 +104,11 @@ def fit_leace(features: Matrix, having: NDArray[np.bool_]) -> Eraser:
     return Eraser(left=colour @ basis, right=basis.T @ whiten, centre=centre)
 
 
-def fit_esc(features: Matrix, centre: Matrix, pruned: float) -> Eraser:
-    """The eraser of the first directions of `features` float64 [N, h] of forget documents, seen from `centre` [h]."""
-    directions = np.linalg.svd(features - centre, full_matrices=False)[2]
+def fit_esc(features: Matrix, pruned: float) -> Eraser:
+    """The eraser of a share of the directions of `features` float64 [N, h] of forget documents, the largest first."""
+    directions = np.linalg.svd(features, full_matrices=False)[2]
     chosen = directions[: math.ceil(pruned * features.shape[1])]
-    return Eraser(left=np.ascontiguousarray(chosen.T), right=chosen, centre=centre)
+    return Eraser(left=np.ascontiguousarray(chosen.T), right=chosen, centre=np.zeros(features.shape[1]))
 
 
 def _columns(matrix: Matrix) -> Matrix:

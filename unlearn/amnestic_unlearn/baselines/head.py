@@ -52,6 +52,7 @@ def bias_edit(twin: Twin, data: TrainingData, seed: int, report: Report, setting
 
 def zero_row(twin: Twin, data: TrainingData, seed: int, report: Report, settings: Margin | None = None) -> Outcome:
     """Take the forgotten labels out of the head. `seed` plays no part; see `silenced`."""
+    report(Progress("evaluating"))
     return training.outcome(twin, twin, silenced(twin, data, settings))
 
 
