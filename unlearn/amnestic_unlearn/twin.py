@@ -69,8 +69,7 @@ class Twin:
 
     def logits(self, documents: Sequence[Tokens], weights: Weights, slots: torch.Tensor) -> torch.Tensor:
         """Logits [B, C] of one batch; `slots` from `self.slots(weights.row_ids)`."""
-        features = self._features(documents, weights, slots)
-        return functional.linear(features, weights.head_weight, weights.head_bias)
+        return head(self._features(documents, weights, slots), weights)
 
     def slots(self, row_ids: torch.Tensor) -> torch.Tensor:
         """For each token its place in `row_ids`, or -1; int64 [V]."""
@@ -118,6 +117,12 @@ class Twin:
                 batch = order[start : start + EVALUATION_BATCH]
                 results[batch] = run([documents[index] for index in batch])
         return results
+
+
+def head(features: torch.Tensor, weights: Weights) -> torch.Tensor:
+    """Logits [B, C] of features [B, h], in full precision under autocast too."""
+    with torch.autocast(features.device.type, enabled=False):
+        return functional.linear(features, weights.head_weight, weights.head_bias)
 
 
 def collate(documents: Sequence[Tokens], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:

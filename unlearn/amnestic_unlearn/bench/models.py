@@ -39,7 +39,8 @@ def trained(folder: Path, corpus: Path, encoder: BenchEncoder, seed: int, withou
         "corpus": corpora.digest(corpus),
         "without": without,
         "package": encoder.package,
-        "training": dataclasses.asdict(settings),
+        # Not how many threads it took: with another count sums round otherwise, no more.
+        "training": {key: value for key, value in dataclasses.asdict(settings).items() if key != "threads"},
     }
     checkpoint, record = place / "checkpoint", place / RECIPE
     if checkpoint.is_dir() and record.is_file():
