@@ -37,7 +37,7 @@ def probe_auc(
     """
     if train_truth.all() or not train_truth.any():
         return float("nan")
-    mean, scale = _standard(train_features)
+    mean, scale = standard(train_features)
     weights = fit((train_features - mean) / scale, train_truth, l2)
     return auroc(test_truth, (test_features - mean) / scale @ weights)
 
@@ -59,6 +59,12 @@ def assign_folds(groups: Sequence[str], folds: int = FOLDS) -> NDArray[np.int64]
     return np.array([int(hashlib.sha256(group.encode()).hexdigest()[:8], 16) % folds for group in groups])
 
 
+def standard(features: NDArray[np.floating]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """Mean and standard deviation [h] of features [N, h]; 1 for the deviation of a constant one."""
+    scale = features.std(axis=0)
+    return features.mean(axis=0), np.where(scale > 0, scale, 1.0)
+
+
 def _out_of_fold(
     features: NDArray[np.floating], truth: NDArray[np.bool_], folds: NDArray[np.int64], l2: float
 ) -> NDArray[np.float64]:
@@ -66,15 +72,10 @@ def _out_of_fold(
     for fold in np.unique(folds):
         held_out, seen = folds == fold, folds != fold
         if truth[seen].any() and not truth[seen].all():
-            mean, scale = _standard(features[seen])
+            mean, scale = standard(features[seen])
             weights = fit((features[seen] - mean) / scale, truth[seen], l2)
             scores[held_out] = (features[held_out] - mean) / scale @ weights
     return scores
-
-
-def _standard(features: NDArray[np.floating]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    scale = features.std(axis=0)
-    return features.mean(axis=0), np.where(scale > 0, scale, 1.0)
 
 
 def fit(features: NDArray[np.floating], truth: NDArray[np.bool_], l2: float) -> NDArray[np.float64]:
@@ -105,7 +106,7 @@ def fit(features: NDArray[np.floating], truth: NDArray[np.bool_], l2: float) -> 
         optimizer.zero_grad()
         weights = root @ point
         losses = functional.binary_cross_entropy_with_logits(inputs @ weights, wanted, weight=balance, reduction="sum")
-        total = losses + (penalty * weights.square()).sum() / 2
+        total: torch.Tensor = losses + (penalty * weights.square()).sum() / 2
         total.backward()  # type: ignore[no-untyped-call]
         return total
 
