@@ -1,6 +1,7 @@
 """What is measured about a classifier, each defined once: numpy arrays in, plain floats out.
 
-Shapes: `logits` float [N, C]; `truth` and `decided` bool [N, C]; `thresholds` probabilities [C].
+Shapes: `logits` float [N, C]; `truth` and `decided` bool [N, C]; `thresholds` probabilities [C]. A measure of one
+label takes columns, [N]. `weights` float [R, N] says how often each document counts in each of R resamples.
 """
 
 import numpy as np
@@ -23,9 +24,15 @@ def decide(logits: Floats, thresholds: Floats) -> Bools:
 
 def f1_by_label(truth: Bools, decided: Bools) -> Floats:
     """F1 of every column, 2 TP / (2 TP + FP + FN); 0 where there is nothing to find and nothing found."""
-    hits = (truth & decided).sum(axis=0)
-    total = truth.sum(axis=0) + decided.sum(axis=0)
-    f1: Floats = np.divide(2.0 * hits, total, out=np.zeros(truth.shape[1]), where=total > 0)
+    f1: Floats = weighted_f1(truth, decided, np.ones((1, len(truth))))[0]
+    return f1
+
+
+def weighted_f1(truth: Bools, decided: Bools, weights: Floats) -> Floats:
+    """`f1_by_label` of every resample, [R, C]."""
+    hits = weights @ (truth & decided).astype(np.float64)
+    total = weights @ (truth.astype(np.float64) + decided)
+    f1: Floats = np.divide(2.0 * hits, total, out=np.zeros_like(total), where=total > 0)
     return f1
 
 
@@ -37,20 +44,73 @@ def best_threshold(truth: Bools, probability: Floats) -> float:
     """
     if not truth.any():
         return 0.5
-    order = np.argsort(-probability, kind="stable")
-    ranked, found = probability[order], truth[order].cumsum()
-    f1 = 2.0 * found / (np.arange(1, len(ranked) + 1) + truth.sum())
-    last_of_tie = np.append(ranked[1:] != ranked[:-1], True)
-    cut = int(np.argmax(np.where(last_of_tie, f1, -1.0)))
+    ranked, f1 = _f1_by_cut(truth, probability)
+    cut = int(np.argmax(f1))
     below = ranked[cut + 1] if cut + 1 < len(ranked) else 0.0
     return float((ranked[cut] + below) / 2)
 
 
+def best_f1(truth: Bools, score: Floats) -> float:
+    """The largest F1 on one label over all thresholds of the score; 0 if the label never occurs.
+
+    What an auditor reaches who may move the threshold, so a change of the bias alone leaves it as it was.
+    """
+    return float(_f1_by_cut(truth, score)[1].max()) if truth.any() else 0.0
+
+
+def trivial_f1(truth: Bools) -> float:
+    """F1 of calling every document positive, 2p / (1 + p) with p the label's share: what no knowledge gives.
+
+    It is the largest expected F1 of any rule that does not look at the document (Lipton, Elkan and Narayanaswamy
+    2014, arXiv 1402.1892).
+    """
+    share = float(truth.mean())
+    return 2 * share / (1 + share)
+
+
 def auroc(truth: Bools, score: Floats) -> float:
     """Area under the ROC curve of one label by the rank-sum statistic, ties half; nan if undefined."""
-    positives, negatives = int(truth.sum()), int((~truth).sum())
-    if not positives or not negatives:
-        return float("nan")
-    _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    return float((ranks[truth].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    return float(weighted_auroc(truth, score, np.ones((1, len(truth))))[0])
+
+
+def weighted_auroc(truth: Bools, score: Floats, weights: Floats) -> Floats:
+    """`auroc` of every resample, [R]; nan for those without positive or without negative documents."""
+    _, tie, counts = np.unique(score, return_inverse=True, return_counts=True)
+    order, starts = np.argsort(tie, kind="stable"), np.cumsum(counts) - counts
+    ranked, positive = weights[:, order], truth[order]
+    # Weight of either kind at each distinct score, ascending.
+    positives = np.add.reduceat(ranked * positive, starts, axis=1)
+    negatives = np.add.reduceat(ranked * ~positive, starts, axis=1)
+    wins = (positives * (negatives.cumsum(axis=1) - negatives / 2)).sum(axis=1)
+    pairs = positives.sum(axis=1) * negatives.sum(axis=1)
+    area: Floats = np.divide(wins, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+    return area
+
+
+def two_sided(area: float) -> float:
+    """max(a, 1 - a) of an AUROC: an attacker may turn a ranking that is worse than chance round. nan stays nan."""
+    return max(area, 1 - area)
+
+
+def bernoulli_kl(reference: Floats, other: Floats) -> Floats:
+    """KL(reference || other) in nats of each document, a mean over its labels; logits [N, C] to float64 [N].
+
+    Each label is a Bernoulli variable: p log(p / q) + (1 - p) log((1 - p) / (1 - q)), with log p = -log(1 + exp(-z))
+    taken from the logits, so that it stays finite where a probability rounds to 0 or 1.
+    """
+    p, q = np.asarray(reference, dtype=np.float64), np.asarray(other, dtype=np.float64)
+    present = np.logaddexp(0.0, -q) - np.logaddexp(0.0, -p)
+    absent = np.logaddexp(0.0, q) - np.logaddexp(0.0, p)
+    divergence = sigmoid(p) * present + sigmoid(-p) * absent
+    # Rounding may leave a divergence of 0 just below it.
+    result: Floats = np.maximum(divergence, 0.0).mean(axis=1)
+    return result
+
+
+def _f1_by_cut(truth: Bools, score: Floats) -> tuple[Floats, Floats]:
+    """Scores, largest first, and the F1 of deciding down to each; -1 within a tie, where no threshold can cut."""
+    order = np.argsort(-score, kind="stable")
+    ranked, found = score[order], truth[order].cumsum()
+    f1 = 2.0 * found / (np.arange(1, len(ranked) + 1) + truth.sum())
+    last_of_tie = np.append(ranked[1:] != ranked[:-1], True)
+    return ranked, np.where(last_of_tie, f1, -1.0)
