@@ -7,19 +7,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from amnestic_unlearn.manifest import ProblemType
 from amnestic_unlearn.measures import (
     auroc,
     bernoulli_kl,
     best_f1,
     best_threshold,
     decide,
+    f1_after_forgetting,
     f1_by_label,
+    probabilities,
+    scores,
     sigmoid,
     trivial_f1,
     two_sided,
     weighted_auroc,
     weighted_f1,
 )
+
+SINGLE, MULTI = ProblemType.SINGLE_LABEL, ProblemType.MULTI_LABEL
 
 scored = st.lists(st.tuples(st.booleans(), st.integers(0, 8)), min_size=1, max_size=30)
 counted = st.lists(st.tuples(st.booleans(), st.integers(0, 8), st.integers(0, 3)), min_size=1, max_size=30)
@@ -37,6 +43,57 @@ def test_sigmoid_neither_overflows_nor_warns():
 
 def test_decide_reaches_the_threshold_of_each_label():
     assert decide(np.array([[0.0, 0.0]]), np.array([0.5, 0.51])).tolist() == [[True, False]]
+
+
+def test_a_single_label_probability_is_the_softmax_over_every_label():
+    logits = np.random.default_rng(0).normal(size=(50, 5)).astype(np.float32) * 6
+    expected = [[math.exp(z) / sum(math.exp(other) for other in row) for z in row] for row in logits.tolist()]
+    found = probabilities(logits, SINGLE)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    np.testing.assert_allclose(found.sum(axis=1), 1.0, rtol=1e-12)
+    np.testing.assert_allclose(scores(logits, SINGLE), np.log(found) - np.log1p(-found), rtol=0, atol=1e-8)
+
+
+def test_multi_label_probabilities_are_sigmoids_and_scores_the_logits():
+    logits = np.array([[-3.0, 0.5], [2.0, 0.0]])
+    assert probabilities(logits, MULTI).tolist() == sigmoid(logits).tolist()
+    assert scores(logits, MULTI).tolist() == logits.tolist()
+
+
+def test_single_label_scores_stay_apart_where_probabilities_run_together():
+    logits = np.array([[700.0, 0.0, -700.0], [701.0, 0.0, -700.0], [0.0, 0.0, 0.0]])
+    with np.errstate(over="raise", divide="raise", invalid="raise"):
+        found, probability = scores(logits, SINGLE), probabilities(logits, SINGLE)
+    assert found[:2].tolist() == [[700.0, -700.0, -1400.0], [701.0, -701.0, -1401.0]]
+    assert found[2] == pytest.approx([-math.log(2)] * 3)
+    assert probability[:2].tolist()[0][0] == probability[1, 0] == 1.0
+    assert probability[2] == pytest.approx([1 / 3] * 3)
+
+
+def test_single_label_scores_rank_documents_whatever_all_their_logits_share():
+    random = np.random.default_rng(1)
+    logits, shared = random.normal(size=(40, 3)), random.normal(size=(40, 1)) * 50
+    np.testing.assert_allclose(scores(logits + shared, SINGLE), scores(logits, SINGLE), atol=1e-10)
+    truth = logits.argmax(axis=1) == 0
+    ranked = auroc(truth, scores(logits + shared, SINGLE)[:, 0])
+    assert ranked == auroc(truth, probabilities(logits, SINGLE)[:, 0])
+    assert auroc(truth, (logits + shared)[:, 0]) < 0.7 < ranked
+
+
+def test_a_single_label_decision_is_the_likeliest_label_and_of_equals_the_first():
+    logits = np.array([[0.1, 3.0, -1.0], [2.0, 2.0, 2.0], [-9.0, -8.0, -7.0]], dtype=np.float32)
+    decided = decide(logits, np.array([]), SINGLE)
+    assert decided.tolist() == [[False, True, False], [True, False, False], [False, False, True]]
+
+
+def test_labels_kept_by_a_single_label_version_are_measured_without_the_documents_that_must_go_elsewhere():
+    truth = np.eye(3, dtype=bool)[[0, 0, 1, 1, 2, 2]]
+    decided = np.eye(3, dtype=bool)[[1, 1, 1, 2, 2, 2]]
+    assert f1_by_label(truth, decided) == pytest.approx([0.0, 0.4, 0.8])
+    assert f1_after_forgetting(truth, decided, [0], SINGLE) == pytest.approx([0.0, 2 / 3, 0.8])
+    assert f1_after_forgetting(truth, decided, [0, 2], SINGLE) == pytest.approx([0.0, 2 / 3, 0.8])
+    for forgotten, kind in (([0], MULTI), ([], SINGLE)):
+        assert f1_after_forgetting(truth, decided, forgotten, kind).tolist() == f1_by_label(truth, decided).tolist()
 
 
 def test_f1_counts_hits_misses_and_false_alarms():

@@ -1,11 +1,16 @@
 """What is measured about a classifier, each defined once: numpy arrays in, plain floats out.
 
-Shapes: `logits` float [N, C]; `truth` and `decided` bool [N, C]; `thresholds` probabilities [C]. A measure of one
-label takes columns, [N]. `weights` float [R, N] says how often each document counts in each of R resamples.
+Shapes: `logits` float [N, C]; `truth` and `decided` bool [N, C]; `thresholds` probabilities [C], none of them for
+a single-label classifier. A measure of one label takes columns, [N]. `weights` float [R, N] says how often each
+document counts in each of R resamples.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from amnestic_unlearn.manifest import ProblemType
 
 Floats = NDArray[np.floating]
 Bools = NDArray[np.bool_]
@@ -16,9 +21,48 @@ def sigmoid(logits: Floats) -> Floats:
     return np.exp(-np.logaddexp(0.0, -logits))
 
 
-def decide(logits: Floats, thresholds: Floats) -> Bools:
-    """True where the probability reaches the label's threshold; [N, C]."""
-    decided: Bools = sigmoid(logits) >= thresholds
+def scores(logits: Floats, problem_type: ProblemType) -> Floats:
+    """The log-odds log(p / (1 - p)) of every label's probability, float64 [N, C]: what AUROC ranks documents by.
+
+    Multi-label: the logit itself. Single-label: with p the softmax, z_c - log(sum of exp(z_j), j other than c). A
+    single-label logit by itself can't be compared between documents, for a softmax stays the same when all the
+    logits of a document move together. Log-odds rank as the probability does, but don't run together near 0 and 1.
+    """
+    logits = np.asarray(logits, dtype=np.float64)
+    return _softmax_log_odds(logits) if problem_type is ProblemType.SINGLE_LABEL else logits
+
+
+def _softmax_log_odds(logits: Floats) -> Floats:
+    # log(1 - p) loses its digits near p = 1, where only the likeliest label can be: that one is done by itself.
+    likeliest = np.arange(len(logits)), logits.argmax(axis=1)
+    others = logits.copy()
+    others[likeliest] = -np.inf
+    log_probability = others - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+    log_odds = log_probability - np.log1p(-np.exp(log_probability))
+    log_odds[likeliest] = logits[likeliest] - np.logaddexp.reduce(others, axis=1)
+    return log_odds
+
+
+def probabilities(logits: Floats, problem_type: ProblemType) -> Floats:
+    """Every label's probability, float64 [N, C]: its sigmoid if multi-label, else the softmax over all labels.
+
+    A label that was forgotten takes part like any other: what is answered is what the model gives, which forgetting
+    has made small. To leave it out of the softmax would hide whether it did.
+    """
+    return sigmoid(scores(logits, problem_type))
+
+
+def decide(logits: Floats, thresholds: Floats, problem_type: ProblemType = ProblemType.MULTI_LABEL) -> Bools:
+    """Which labels are decided for, bool [N, C].
+
+    Multi-label: where the probability reaches the label's threshold. Single-label: the one likeliest label of each
+    document, of equals the first. A forgotten label may still be it, and then counts as such in the gates: it isn't
+    passed over, so that its F1 of 0 is the model's doing.
+    """
+    if problem_type is ProblemType.SINGLE_LABEL:
+        decided: Bools = np.arange(logits.shape[1]) == logits.argmax(axis=1)[:, None]
+    else:
+        decided = probabilities(logits, problem_type) >= thresholds
     return decided
 
 
@@ -33,6 +77,21 @@ def weighted_f1(truth: Bools, decided: Bools, weights: Floats) -> Floats:
     hits = weights @ (truth & decided).astype(np.float64)
     total = weights @ (truth.astype(np.float64) + decided)
     f1: Floats = np.divide(2.0 * hits, total, out=np.zeros_like(total), where=total > 0)
+    return f1
+
+
+def f1_after_forgetting(truth: Bools, decided: Bools, forgotten: Sequence[int], problem_type: ProblemType) -> Floats:
+    """F1 of every column, of a version that has forgotten the columns `forgotten`.
+
+    A single-label classifier must give each document a label, so one of a forgotten label has to be a false alarm of
+    another. That is what was asked for and no loss: the labels kept are measured on the documents without a forgotten
+    one. For a comparison with the base, measure the base with the same `forgotten`.
+    """
+    f1 = f1_by_label(truth, decided)
+    if problem_type is ProblemType.SINGLE_LABEL:
+        without = ~truth[:, list(forgotten)].any(axis=1)
+        kept = np.setdiff1d(np.arange(truth.shape[1]), forgotten)
+        f1[kept] = f1_by_label(truth[without], decided[without])[kept]
     return f1
 
 

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from amnestic_unlearn.errors import LossNotFiniteError, NoRetainDocumentsError
 from amnestic_unlearn.forgetting import Report, TrainingData
+from amnestic_unlearn.manifest import ProblemType
 from amnestic_unlearn.selection import Selection, select
 from amnestic_unlearn.spec import Method, Progress
 from amnestic_unlearn.twin import Twin, Weights
@@ -133,11 +134,12 @@ def objective(
     method: Method,
 ) -> tuple[torch.Tensor, Losses]:
     """The weighted sum of the losses, and each by itself, from the logits of a step's two batches."""
-    forget = forget_loss(forgotten, data.targets)
-    utility = utility_loss(kept, targets[step.retain], data.others)
+    forget_of, utility_of = LOSSES[data.problem_type]
+    forget = forget_of(forgotten, data.targets)
+    utility = utility_of(kept, targets[step.retain], data.others)
     distil = torch.zeros(())
     if method.distil_weight:
-        distil = utility_loss(forgotten, targets[step.forget], data.others)
+        distil = utility_of(forgotten, targets[step.forget], data.others)
     loss = method.forget_weight * forget + method.utility_weight * utility + method.distil_weight * distil
     if not math.isfinite(loss.item()):
         raise LossNotFiniteError
@@ -158,6 +160,41 @@ def utility_loss(logits: torch.Tensor, targets: torch.Tensor, others: Sequence[i
     return functional.binary_cross_entropy_with_logits(logits[:, list(others)], targets[:, list(others)])
 
 
+def softmax_forget_loss(logits: torch.Tensor, targets: Sequence[int]) -> torch.Tensor:
+    """-log(1 - p), p the softmax's share of all the forgotten labels together; a mean over documents.
+
+    Derived as `forget_loss`: that is BCE of a sigmoid to 0, which is -log(1 - p). With T the forgotten labels and O
+    the others, p = sum_T exp(z) / (sum_T exp(z) + sum_O exp(z)) = sigmoid(m), where m = logsumexp_T z - logsumexp_O z
+    is the log-odds of T. So the loss is BCE of m to 0, which is stable where p is near 1.
+    """
+    chosen = torch.zeros(logits.shape[1], dtype=torch.bool)
+    chosen[list(targets)] = True
+    margin = logits[:, chosen].logsumexp(dim=1) - logits[:, ~chosen].logsumexp(dim=1)
+    return functional.binary_cross_entropy_with_logits(margin, torch.zeros_like(margin))
+
+
+def softmax_utility_loss(logits: torch.Tensor, targets: torch.Tensor, others: Sequence[int]) -> torch.Tensor:
+    """Cross-entropy of the softmax to the base model's without the forgotten labels; a mean over documents.
+
+    `logits` and `targets` [B, C]; the `others` columns of targets are a distribution q0, the softmax of the base's
+    other logits. With q the same of these logits, p_o = q_o (1 - p_forgotten), so the loss is H(q0, q) - log(1 -
+    p_forgotten). The first part keeps the ratios of the other labels, all that a softmax can keep when a label loses
+    its share. The second has no counterpart in `utility_loss`, where labels do not compete: here a forgotten label
+    that rises on a document of another takes that document's answer. Its smallest value is the entropy of q0.
+
+    On forget documents, as `distil`, the second part is the forget loss once more.
+    """
+    columns = list(others)
+    return -(targets[:, columns] * logits.log_softmax(dim=1)[:, columns]).sum(dim=1).mean()
+
+
+# Forget and utility loss of each kind of classifier.
+LOSSES = {
+    ProblemType.MULTI_LABEL: (forget_loss, utility_loss),
+    ProblemType.SINGLE_LABEL: (softmax_forget_loss, softmax_utility_loss),
+}
+
+
 def plan(data: TrainingData, method: Method) -> list[list[Step]]:
     """The batches of every epoch, decided by the seed alone."""
     generator = torch.Generator().manual_seed(method.seed)
@@ -170,14 +207,21 @@ def plan(data: TrainingData, method: Method) -> list[list[Step]]:
 
 
 def soft_targets(twin: Twin, data: TrainingData, epochs: Sequence[Sequence[Step]], method: Method) -> torch.Tensor:
-    """The base model's probabilities [N, C] of each document that the loss asks for; nan for the others."""
+    """The base model's probabilities [N, C] of each document that the loss asks for; nan for the others.
+
+    Single-label: those of the softmax over the labels to keep, 0 for the labels to forget.
+    """
     drawn = {int(index) for epoch in epochs for step in epoch for index in step.retain}
     if method.distil_weight:
         drawn.update(data.forget.tolist())
     order = sorted(drawn)
     targets = torch.full(data.truth.shape, torch.nan, dtype=twin.table.dtype)
     base = twin.base(torch.empty(0, dtype=torch.int64))
-    targets[order] = twin.evaluate(data.batch(np.array(order)), base).sigmoid()
+    logits = twin.evaluate(data.batch(np.array(order)), base)
+    if data.problem_type is ProblemType.SINGLE_LABEL:
+        targets[order] = logits.index_fill(1, torch.tensor(data.targets), -math.inf).softmax(dim=1)
+    else:
+        targets[order] = logits.sigmoid()
     return targets
 
 

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from amnestic_unlearn import manifest as files
 from amnestic_unlearn.architecture import ARCHITECTURES
-from amnestic_unlearn.manifest import BundleError, Manifest
+from amnestic_unlearn.manifest import BundleError, Manifest, ProblemType
 from amnestic_unlearn.selection import Tokens
 
 TOKENIZER_CHUNK = 256
@@ -163,11 +163,12 @@ def from_checkpoint(checkpoint: Path, attention: str = "sdpa") -> Twin:
     head = model.get_submodule(architecture.head)
     weight, bias = head.weight.detach().clone(), head.bias.detach().clone()
     tokenizer = Tokenizer.from_file(str(checkpoint / files.TOKENIZER))
+    single = config.problem_type == ProblemType.SINGLE_LABEL.in_config
     manifest = Manifest(
         name=checkpoint.name,
         architecture=architecture.name,
         labels=tuple(config.id2label[index] for index in range(len(bias))),
-        thresholds=tuple(config.amnestic_thresholds),
+        thresholds=() if single else tuple(config.amnestic_thresholds),
         vocab_size=table.shape[0],
         hidden_size=table.shape[1],
         feature_size=weight.shape[1],
@@ -184,6 +185,7 @@ def from_checkpoint(checkpoint: Path, attention: str = "sdpa") -> Twin:
         parity={},
         files={},
         amnestic_version="",
+        problem_type=ProblemType.SINGLE_LABEL if single else ProblemType.MULTI_LABEL,
     )
     tokenizer.no_padding()
     tokenizer.enable_truncation(manifest.max_tokens)
