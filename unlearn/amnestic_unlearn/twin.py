@@ -69,7 +69,7 @@ class Twin:
 
     def logits(self, documents: Sequence[Tokens], weights: Weights, slots: torch.Tensor) -> torch.Tensor:
         """Logits [B, C] of one batch; `slots` from `self.slots(weights.row_ids)`."""
-        return head(self._features(documents, weights, slots), weights)
+        return head(self.encode(documents, weights, slots), weights)
 
     def slots(self, row_ids: torch.Tensor) -> torch.Tensor:
         """For each token its place in `row_ids`, or -1; int64 [V]."""
@@ -86,7 +86,7 @@ class Twin:
         """Features [N, h] of many documents, without gradients: what a linear probe is fitted on."""
         slots = self.slots(weights.row_ids)
         width = self.head_weight.shape[1]
-        return self._by_length(documents, width, lambda batch: self._features(batch, weights, slots))
+        return self._by_length(documents, width, lambda batch: self.encode(batch, weights, slots))
 
     def encoder_digest(self) -> str:
         """SHA-256 over the bytes of the encoder's weights in the order of their names."""
@@ -95,7 +95,8 @@ class Twin:
             digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()
 
-    def _features(self, documents: Sequence[Tokens], weights: Weights, slots: torch.Tensor) -> torch.Tensor:
+    def encode(self, documents: Sequence[Tokens], weights: Weights, slots: torch.Tensor) -> torch.Tensor:
+        """Features [B, h] of one batch; `slots` from `self.slots(weights.row_ids)`."""
         ids, mask = collate(documents, self.manifest.pad_token_id)
         return self.features(self._embed(ids, weights.rows, slots), mask)
 
