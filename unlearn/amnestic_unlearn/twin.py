@@ -40,7 +40,10 @@ class Weights:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Twin:
-    """A bundle in torch. `table` float32 [V, d]; `head_weight` float32 [C, h], `head_bias` float32 [C]."""
+    """A bundle in torch. `table` float32 [V, d]; `head_weight` float32 [C, h], `head_bias` float32 [C].
+
+    `mixed` runs the encoder's matrix products in bfloat16; what goes in and comes out stays in float32.
+    """
 
     manifest: Manifest
     tokenizer: Any
@@ -48,6 +51,7 @@ class Twin:
     table: torch.Tensor
     head_weight: torch.Tensor
     head_bias: torch.Tensor
+    mixed: bool = False
 
     def base(self, row_ids: torch.Tensor) -> Weights:
         """The unchanged model, with the rows of `row_ids` copied out so that they can be trained."""
@@ -63,8 +67,8 @@ class Twin:
 
     def features(self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """The head's input [B, h] from embeddings [B, T, d] and int64 mask [B, T], padding at the right."""
-        output: torch.Tensor = self.encoder(inputs_embeds=inputs_embeds, attention_mask=attention_mask).logits
-        # Under autocast the encoder answers in bfloat16.
+        with torch.autocast(inputs_embeds.device.type, torch.bfloat16, enabled=self.mixed):
+            output: torch.Tensor = self.encoder(inputs_embeds=inputs_embeds, attention_mask=attention_mask).logits
         return output.to(inputs_embeds.dtype)
 
     def logits(self, documents: Sequence[Tokens], weights: Weights, slots: torch.Tensor) -> torch.Tensor:
@@ -121,9 +125,8 @@ class Twin:
 
 
 def head(features: torch.Tensor, weights: Weights) -> torch.Tensor:
-    """Logits [B, C] of features [B, h], in full precision under autocast too."""
-    with torch.autocast(features.device.type, enabled=False):
-        return functional.linear(features, weights.head_weight, weights.head_bias)
+    """Logits [B, C] of features [B, h]."""
+    return functional.linear(features, weights.head_weight, weights.head_bias)
 
 
 def collate(documents: Sequence[Tokens], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -150,13 +153,13 @@ def load(bundle: Path, manifest: Manifest) -> Twin:
     )
 
 
-def from_checkpoint(checkpoint: Path, attention: str = "sdpa") -> Twin:
+def from_checkpoint(checkpoint: Path, mixed: bool = False) -> Twin:
     """The twin of a checkpoint that `train` saved, without a bundle: nothing is exported, no file is digested.
 
-    `attention` names one of transformers' implementations. Raises OSError or ValueError if it is no such checkpoint.
+    Raises OSError or ValueError if it is no such checkpoint.
     """
     model = AutoModelForSequenceClassification.from_pretrained(
-        checkpoint, use_safetensors=True, dtype=torch.float32, attn_implementation=attention
+        checkpoint, use_safetensors=True, dtype=torch.float32, attn_implementation=_attention(mixed)
     )
     config = model.config
     architecture = ARCHITECTURES[config.model_type]
@@ -190,7 +193,12 @@ def from_checkpoint(checkpoint: Path, attention: str = "sdpa") -> Twin:
     )
     tokenizer.no_padding()
     tokenizer.enable_truncation(manifest.max_tokens)
-    return Twin(manifest, tokenizer, _without_outer_parts(model), table, weight, bias)
+    return Twin(manifest, tokenizer, _without_outer_parts(model), table, weight, bias, mixed)
+
+
+def _attention(mixed: bool) -> str:
+    """transformers' implementation: the fused one's backward pass is slow in bfloat16 on a CPU."""
+    return "eager" if mixed else "sdpa"
 
 
 def _without_outer_parts(model: Any) -> nn.Module:
