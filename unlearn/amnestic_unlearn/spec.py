@@ -69,14 +69,15 @@ class Method:
 PRESETS = {
     "paper": Method(),
     "amnestic": Method(
-        epochs=20,
+        epochs=32,
         embedding_lr=5e-3,
+        head_lr=5e-3,
         forget_weight=0.0,
         distil_weight=1.0,
         align_weight=1.0,
         erase_head=True,
         lr_decay=True,
-        max_steps=20,
+        max_steps=32,
         max_tokens=80,
     ),
 }
