@@ -68,6 +68,29 @@ def toy_corpus(path: Path, seed: int = 0) -> Path:
     return path
 
 
+def single_label_corpus(path: Path, seed: int = 0) -> Path:
+    """Write 600 documents as JSON Lines with exactly one label each.
+
+    A document holds three key words of its label and may hold one of another, so telling them apart takes weighing.
+    """
+    draw = random.Random(seed)
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(GROUPS * DOCUMENTS_A_GROUP):
+            group = number // DOCUMENTS_A_GROUP
+            label, other = draw.sample(LABELS, k=2)
+            words = _text(draw, []).split()
+            for keyword in draw.sample(KEYWORDS[label], k=3) + draw.sample(KEYWORDS[other], k=draw.randint(0, 1)):
+                words.insert(draw.randint(0, min(len(words), KEYWORDS_BEFORE)), keyword)
+            document = {
+                "text": " ".join(words),
+                "labels": [label],
+                "split": SPLIT_OF_TWENTY[group % 20],
+                "group": f"patient-{group}",
+            }
+            file.write(json.dumps(document) + "\n")
+    return path
+
+
 def _text(draw: random.Random, labels: Sequence[str]) -> str:
     words = draw.choices(FILLER, k=draw.randint(3, LONGEST))
     for label in labels:

@@ -171,7 +171,8 @@ def _load_corpus(settings: Settings, bundle: Bundle) -> list[Document]:
         log.warning("no --corpus: this server predicts, and refuses to unlearn")
         return []
     try:
-        return corpora.read(settings.corpus, bundle.manifest.labels, ("train", "gate"))
+        manifest = bundle.manifest
+        return corpora.read(settings.corpus, manifest.labels, ("train", "gate"), manifest.problem_type)
     except CorpusError as error:
         raise StartError(f"the corpus cannot be used: {error}") from error
 

@@ -68,17 +68,18 @@ class Judge:
         self._engine = engine
         self._evaluator = evaluator
         self._base = base
-        self._base_f1: dict[str, float] | None = None
+        self._base_logits: NDArray[np.float32] | None = None
 
     async def judge(self, candidate: Candidate, limits: GateLimits) -> Judgement:
         """Every gate, whether or not one before it failed."""
         evaluator, patch = self._evaluator, candidate.patch
-        if self._base_f1 is None:
-            self._base_f1 = evaluator.f1(await evaluator.logits(self._base))
+        if self._base_logits is None:
+            self._base_logits = await evaluator.logits(self._base)
         served = await evaluator.logits(candidate.snapshot)
-        f1 = evaluator.f1(served)
+        # Both as of a version that has forgotten the same: a single-label base is measured on the same documents.
+        base_f1, f1 = (evaluator.f1(logits, patch.forgotten) for logits in (self._base_logits, served))
         conditions = [
-            *gates.behaviour(self._base_f1, f1, patch.forgotten, limits),
+            *gates.behaviour(base_f1, f1, patch.forgotten, limits),
             gates.encoder_unchanged(await asyncio.to_thread(self._changed_digests, candidate)),
             gates.only_declared_changed(await asyncio.to_thread(self._wrongly_changed_rows, candidate)),
             gates.logit_difference(candidate.torch_logits, served, limits),

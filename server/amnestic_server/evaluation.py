@@ -2,7 +2,7 @@
 callers, at lower priority than they.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +37,7 @@ class Evaluator:
 
     def __init__(self, batcher: Batcher, manifest: Manifest, documents: GateDocuments) -> None:
         self._batcher = batcher
-        self._labels = manifest.labels
+        self._manifest = manifest
         self._thresholds = np.array(manifest.thresholds)
         self._documents = documents
 
@@ -49,7 +49,10 @@ class Evaluator:
             answers += await self._batcher.submit_encoded(rows[start : start + CHUNK], snapshot)
         return np.stack([answer.logits for answer in answers])
 
-    def f1(self, logits: NDArray[np.float32]) -> dict[str, float]:
-        """F1 of every label at the frozen thresholds."""
-        decided = measures.decide(logits, self._thresholds)
-        return dict(zip(self._labels, measures.f1_by_label(self._documents.truth, decided).tolist(), strict=True))
+    def f1(self, logits: NDArray[np.float32], forgotten: Collection[str] = ()) -> dict[str, float]:
+        """F1 of every label as served, of a version that has forgotten some; see `measures.f1_after_forgetting`."""
+        manifest = self._manifest
+        decided = measures.decide(logits, self._thresholds, manifest.problem_type)
+        columns = manifest.label_indices(tuple(forgotten))
+        f1 = measures.f1_after_forgetting(self._documents.truth, decided, columns, manifest.problem_type)
+        return dict(zip(manifest.labels, f1.tolist(), strict=True))

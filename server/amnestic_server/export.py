@@ -31,10 +31,9 @@ from amnestic_unlearn import corpus as corpora
 from amnestic_unlearn import manifest as files
 from amnestic_unlearn.architecture import Architecture
 from amnestic_unlearn.checkpoint import transformers_silent
-from amnestic_unlearn.manifest import Manifest, file_digest
+from amnestic_unlearn.manifest import Manifest, ProblemType, file_digest
 from amnestic_unlearn.measures import decide
 
-MULTI_LABEL = "multi_label_classification"
 DEFAULT_THRESHOLD = 0.5
 PARITY_DOCUMENTS = 64
 PARITY_BATCH = 16
@@ -56,6 +55,7 @@ class _Source:
     tokenizer: Any
     labels: tuple[str, ...]
     thresholds: tuple[float, ...]
+    problem_type: ProblemType
     max_tokens: int
     pad_token_id: int
 
@@ -66,15 +66,17 @@ def export(
     *,
     corpus: Path | None = None,
     name: str | None = None,
+    problem_type: ProblemType | None = None,
     overwrite: bool = False,
     warn: Callable[[str], None] = warnings.warn,
 ) -> Manifest:
-    """Write the bundle of a multi-label BERT, DistilBERT or RoBERTa sequence classifier to `out`.
+    """Write the bundle of a BERT, DistilBERT or RoBERTa sequence classifier to `out`.
 
     `checkpoint` is a local directory or a hub id. Weights are read from safetensors alone and no code of the
     checkpoint is run. Labels come from `id2label` of its configuration, thresholds from `amnestic_thresholds`
     (0.5 where it is absent), the longest input from `amnestic_max_tokens` (else the shorter of the position
-    table and the tokenizer's own maximum).
+    table and the tokenizer's own maximum). `problem_type` is for a configuration that does not say which; thresholds
+    are a multi-label model's alone.
 
     The bundle appears under its name whole or not at all, and only if the largest difference of a logit between
     the checkpoint in torch and the bundle's parts is at most 1e-4 on 64 documents of `corpus` (by default the one
@@ -85,7 +87,7 @@ def export(
     _check_target(out, overwrite)
     texts = _parity_texts(corpus or corpora.SHIPPED)
     with transformers_silent():
-        source = _load(str(checkpoint), name, warn)
+        source = _load(str(checkpoint), name, problem_type, warn)
         model = _build(source)
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
@@ -125,7 +127,7 @@ def _publish(folder: Path, out: Path, replaced: Path) -> None:
         raise
 
 
-def _load(checkpoint: str, name: str | None, warn: Callable[[str], None]) -> _Source:
+def _load(checkpoint: str, name: str | None, problem_type: ProblemType | None, warn: Callable[[str], None]) -> _Source:
     # A hub id has one slash at most; the hub's own complaint about a path would mislead.
     if not Path(checkpoint).is_dir() and (checkpoint.count("/") > 1 or checkpoint.startswith(("/", "."))):
         raise ExportError(f"there is no checkpoint directory {checkpoint}")
@@ -133,8 +135,10 @@ def _load(checkpoint: str, name: str | None, warn: Callable[[str], None]) -> _So
         config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     architecture = graph.architecture_of(config)
     graph.check_config(architecture, config)
-    labels = _labels(config)
-    thresholds = _thresholds(config, len(labels), warn)
+    problem_type = _problem_type(config, problem_type)
+    config.problem_type = problem_type.in_config
+    labels = _labels(config, problem_type)
+    thresholds = _thresholds(config, len(labels), warn) if problem_type is ProblemType.MULTI_LABEL else ()
     with _loading(checkpoint):
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, use_fast=True, trust_remote_code=False)
         model, loading = AutoModelForSequenceClassification.from_pretrained(
@@ -161,6 +165,7 @@ def _load(checkpoint: str, name: str | None, warn: Callable[[str], None]) -> _So
         tokenizer=tokenizer,
         labels=labels,
         thresholds=thresholds,
+        problem_type=problem_type,
         max_tokens=_max_tokens(config, tokenizer),
         pad_token_id=int(pad_token_id),
     )
@@ -175,15 +180,25 @@ def _loading(checkpoint: str) -> Iterator[None]:
         raise ExportError(f"the checkpoint {checkpoint} cannot be loaded: {reason}") from error
 
 
-def _labels(config: Any) -> tuple[str, ...]:
-    if config.problem_type != MULTI_LABEL:
-        raise ExportError(
-            f"problem_type is {config.problem_type}; only {MULTI_LABEL} is supported, where each label has a"
-            " sigmoid of its own"
-        )
+def _problem_type(config: Any, given: ProblemType | None) -> ProblemType:
+    kinds: dict[str | None, ProblemType] = {kind.in_config: kind for kind in ProblemType}
+    said = config.problem_type
+    if said is None and given is None:
+        # A wrong guess would be served without an error: sigmoids of a softmax's logits, or the other way round.
+        raise ExportError("the configuration has no problem_type: give --problem-type multi-label or single-label")
+    if said is not None and said not in kinds:
+        raise ExportError(f"problem_type is {said}; it must be {' or '.join(kind.in_config for kind in ProblemType)}")
+    if said is not None and given is not None and kinds[said] is not given:
+        raise ExportError(f"the configuration says that problem_type is {said}")
+    return kinds[said] if given is None else given
+
+
+def _labels(config: Any, problem_type: ProblemType) -> tuple[str, ...]:
     labels = tuple(str(config.id2label[index]) for index in sorted(config.id2label))
     if not labels or len(set(labels)) != len(labels) or not all(labels):
         raise ExportError("id2label must give each label a name of its own")
+    if problem_type is ProblemType.SINGLE_LABEL and len(labels) < 2:
+        raise ExportError("a single-label classifier needs at least two labels")
     return labels
 
 
@@ -269,6 +284,7 @@ def _manifest(folder: Path, source: _Source) -> Manifest:
         parity={},
         files={path.name: file_digest(path) for path in sorted(folder.iterdir())},
         amnestic_version=amnestic.__version__,
+        problem_type=source.problem_type,
     )
 
 
@@ -296,7 +312,7 @@ def _parity(folder: Path, source: _Source, texts: Sequence[str]) -> dict[str, fl
             f" {LOGIT_DIFFERENCE_MAX:g}"
         )
     thresholds = np.array(source.thresholds)
-    agreed = decide(expected, thresholds) == decide(served, thresholds)
+    agreed = decide(expected, thresholds, source.problem_type) == decide(served, thresholds, source.problem_type)
     return {
         "documents": len(texts),
         "max_abs_logit_difference": difference,

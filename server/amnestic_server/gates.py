@@ -29,7 +29,7 @@ class Gate:
 def behaviour(
     base_f1: Mapping[str, float], candidate_f1: Mapping[str, float], forgotten: Sequence[str], limits: GateLimits
 ) -> list[Gate]:
-    """Gates on F1 at the frozen thresholds: each forgotten label's, and the fall of the others' mean below the base."""
+    """Gates on F1 of the decisions: each forgotten label's, and the fall of the others' mean below the base."""
     kept = [label for label in base_f1 if label not in set(forgotten)]
     drop = np.mean([base_f1[label] for label in kept]) - np.mean([candidate_f1[label] for label in kept])
     return [

@@ -18,7 +18,10 @@ from amnestic_unlearn.manifest import Manifest
 
 @dataclass(frozen=True, slots=True)
 class DocumentScores:
-    """One document's answer: a probability and a decision a label in model order; features float32 [h]."""
+    """One document's answer: a probability and a decision a label in model order, as `measures` defines them.
+
+    Features float32 [h].
+    """
 
     probabilities: list[float]
     decisions: list[bool]
@@ -33,6 +36,7 @@ class Predictor:
     def __init__(self, batcher: Batcher, manifest: Manifest, settings: Settings, metrics: Metrics) -> None:
         self._batcher = batcher
         self._thresholds = np.array(manifest.thresholds)
+        self._problem_type = manifest.problem_type
         self._settings = settings
         self._metrics = metrics
         self._stages = {stage: metrics.stage_seconds.labels(stage) for stage in ("tokenizer", "queue", "engine")}
@@ -52,11 +56,12 @@ class Predictor:
         deadline = float("inf") if seconds_left is None else time.monotonic() + seconds_left
         answers, timings = await self._batcher.submit(texts, snapshot, deadline)
         logits = np.stack([answer.logits for answer in answers])
-        probabilities = measures.sigmoid(logits.astype(np.float64))
-        rows = zip(answers, probabilities.tolist(), (probabilities >= self._thresholds).tolist(), strict=True)
+        probabilities = measures.probabilities(logits, self._problem_type)
+        decisions = measures.decide(logits, self._thresholds, self._problem_type)
+        rows = zip(answers, probabilities.tolist(), decisions.tolist(), strict=True)
         scores = [
-            DocumentScores(probability, decisions, answer.tokens, answer.truncated, answer.features)
-            for answer, probability, decisions in rows
+            DocumentScores(probability, decision, answer.tokens, answer.truncated, answer.features)
+            for answer, probability, decision in rows
         ]
         for stage, histogram in self._stages.items():
             histogram.observe(getattr(timings, stage))

@@ -153,7 +153,10 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):
             architecture=manifest.architecture,
             labels=[
                 prediction.Label(name=label, threshold=threshold, forgotten=label in active.forgotten)
-                for label, threshold in zip(manifest.labels, manifest.thresholds, strict=True)
+                # None leaves the field out: a single-label model has no thresholds.
+                for label, threshold in zip(
+                    manifest.labels, manifest.thresholds or (None,) * len(manifest.labels), strict=True
+                )
             ],
             precision=manifest.precision,
             provider=self._engine.provider,
@@ -164,6 +167,7 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):
             bundle_digest=self._bundle.digest,
             encoder_digest=manifest.files[ENCODER_ONNX],
             parameters=manifest.parameters,
+            problem_type=manifest.problem_type.value,
         )
 
 

@@ -138,7 +138,7 @@ class Versions:
     async def _measure(self, evaluator: Evaluator) -> None:
         snapshot = self._snapshots.active
         try:
-            self._f1[snapshot.version] = f1 = evaluator.f1(await evaluator.logits(snapshot))
+            self._f1[snapshot.version] = f1 = evaluator.f1(await evaluator.logits(snapshot), snapshot.forgotten)
         except AmnesticError as error:
             log.error("version %d could not be measured: %s", snapshot.version, error)
             return

@@ -68,6 +68,15 @@ def test_model(call: Call, server: Any) -> None:
     model = call("get_model")
     assert (model.name, model.max_documents, model.parameters) == ("eicu", 128, 7)
     assert model.labels == (Label("renal", 0.5, False),)
+    assert model.problem_type == "multi_label", "a server from before it was told"
+
+
+def test_a_single_label_model_has_no_thresholds(call: Call, server: Any) -> None:
+    labels = [prediction_pb2.Label(name="renal"), prediction_pb2.Label(name="cardiac", forgotten=True)]
+    server.script("GetModel", prediction_pb2.GetModelResponse(labels=labels, problem_type="single_label"))
+    model = call("get_model")
+    assert model.problem_type == "single_label"
+    assert model.labels == (Label("renal", None, False), Label("cardiac", None, True))
 
 
 def test_job_is_read_in_full(call: Call, server: Any, finished_job: Any) -> None:

@@ -156,6 +156,10 @@ class Reference:
 
     def probabilities(self, texts: Sequence[str], patch: Path | None) -> np.ndarray[Any, np.dtype[np.float32]]:
         """[texts, labels], each text by itself, so without padding."""
+        return self.logits(texts, patch).sigmoid().numpy()
+
+    def logits(self, texts: Sequence[str], patch: Path | None) -> torch.Tensor:
+        """The same before they are made probabilities."""
         self._load(patch)
         limit = self._model.config.amnestic_max_tokens
         with torch.no_grad():
@@ -163,7 +167,7 @@ class Reference:
                 self._model(**self._tokenizer(text, return_tensors="pt", truncation=True, max_length=limit)).logits
                 for text in texts
             ]
-        return torch.cat(logits).sigmoid().numpy()
+        return torch.cat(logits)
 
     def _load(self, patch: Path | None) -> None:
         weights = {name: tensor.clone() for name, tensor in self._original.items()}

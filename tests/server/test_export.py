@@ -25,7 +25,7 @@ from amnestic_server.graph import ExportError
 from amnestic_unlearn import corpus as corpora
 from amnestic_unlearn.architecture import ARCHITECTURES
 from amnestic_unlearn.corpus import Document
-from amnestic_unlearn.manifest import REQUIRED, BundleError, Manifest, verify
+from amnestic_unlearn.manifest import REQUIRED, BundleError, Manifest, ProblemType, verify
 from amnestic_unlearn.measures import decide, f1_by_label
 
 
@@ -163,12 +163,63 @@ def test_without_settings_of_ours_it_says_what_it_assumes(source: Path, corpus_p
 
 
 @pytest.mark.parametrize(
+    ("said", "given"),
+    [("single_label_classification", None), (None, ProblemType.SINGLE_LABEL)],
+)
+def test_a_single_label_checkpoint_is_exported_without_thresholds(
+    source: Path, corpus_path: Path, tmp_path: Path, said: str | None, given: ProblemType | None
+) -> None:
+    edit(source / "config.json", problem_type=said)
+    told: list[str] = []
+    manifest = export(source, tmp_path / "bundle", corpus=corpus_path, problem_type=given, warn=told.append)
+    assert (manifest.problem_type, manifest.thresholds, told) == (ProblemType.SINGLE_LABEL, (), [])
+    assert manifest.parity["decisions_equal"] == 1.0
+    read = Manifest.read(tmp_path / "bundle")
+    assert read == manifest and isinstance(read.problem_type, ProblemType)
+    config = json.loads((tmp_path / "bundle" / "config.json").read_text())
+    assert config["problem_type"] == "single_label_classification"
+
+
+def test_a_problem_type_that_contradicts_the_configuration_is_refused(
+    source: Path, corpus_path: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match="says that problem_type is multi_label_classification"):
+        export(source, tmp_path / "bundle", corpus=corpus_path, problem_type=ProblemType.SINGLE_LABEL)
+
+
+def test_a_manifest_from_before_the_problem_type_is_multi_label(bundle: Path, tmp_path: Path) -> None:
+    fields = json.loads((bundle / "manifest.json").read_text())
+    assert fields.pop("problem_type") == "multi_label"
+    (tmp_path / "manifest.json").write_text(json.dumps(fields))
+    assert Manifest.read(tmp_path) == Manifest.read(bundle)
+    assert Manifest.read(tmp_path).problem_type is ProblemType.MULTI_LABEL
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"problem_type": "regression"}, "unknown problem type"),
+        ({"problem_type": "single_label"}, "single-label, but has thresholds"),
+        ({"problem_type": "single_label", "thresholds": [], "labels": ["a"]}, "fewer than two labels"),
+        ({"thresholds": []}, "not one threshold a label"),
+    ],
+)
+def test_a_manifest_whose_decisions_are_not_defined_is_refused(
+    bundle: Path, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "manifest.json").write_text((bundle / "manifest.json").read_text())
+    edit(tmp_path / "manifest.json", **settings)
+    with pytest.raises(BundleError, match=message):
+        Manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"model_type": "albert"}, "albert is not supported"),
         ({"hidden_act": "relu"}, "activation relu is not supported"),
-        ({"problem_type": "single_label_classification"}, "problem_type is single_label_classification"),
-        ({"problem_type": None}, "problem_type is None"),
+        ({"problem_type": "regression"}, "problem_type is regression"),
+        ({"problem_type": None}, "has no problem_type"),
         ({"id2label": {"0": "a", "1": "b", "2": "b", "3": "c"}}, "id2label"),
         ({"amnestic_thresholds": [0.5]}, "not a list of one threshold a label"),
         ({"amnestic_thresholds": [0.5, 0.5, 0.5, 1.5]}, "not a probability"),
@@ -325,3 +376,16 @@ def test_the_command_shows_what_was_made(checkpoint: Path, corpus_path: Path, tm
     assert made["fused"] == {"Attention": 2, "SkipLayerNormalization": 5, "BiasGelu": 2}
     assert made["bytes"] == sum(path.stat().st_size for path in (tmp_path / "bundle").iterdir())
     assert made["labels"] == list(LABELS)
+
+
+def test_the_command_is_told_the_problem_type_that_a_checkpoint_leaves_out(
+    source: Path, corpus_path: Path, tmp_path: Path
+) -> None:
+    edit(source / "config.json", problem_type=None)
+    arguments = ["export", "--checkpoint", str(source), "--out", str(tmp_path / "bundle"), "--corpus", str(corpus_path)]
+    refused = CliRunner().invoke(group, arguments)
+    assert refused.exit_code == 1 and "give --problem-type multi-label or single-label" in refused.output
+    shown = CliRunner().invoke(group, [*arguments, "--problem-type", "single-label"])
+    assert shown.exit_code == 0, shown.output
+    assert "single-label" in shown.output and "(from" not in shown.output
+    assert Manifest.read(tmp_path / "bundle").problem_type is ProblemType.SINGLE_LABEL

@@ -3,9 +3,10 @@
 import math
 
 import numpy as np
+import pytest
 
 from amnestic_unlearn.measures import auroc
-from amnestic_unlearn.probe import FOLDS, assign_folds, cross_fitted, fit, probe_auc
+from amnestic_unlearn.probe import FOLDS, PENALTIES, assign_folds, cross_fitted, fit, probe_auc
 
 
 def features(seed, signal, documents=400, width=12, share=0.3):
@@ -49,21 +50,29 @@ def test_undefined_without_both_kinds_of_documents():
     assert math.isnan(probe_auc(values, truth, values, np.zeros_like(truth)))
 
 
-def test_fit_is_the_minimum_of_the_balanced_loss():
-    values, truth = features(2, 1.5, documents=200, width=4)
-    values = (values - values.mean(axis=0)) / values.std(axis=0)
-    weights = fit(values, truth, l2=1.0)
-    # Newton's method, written out, to convergence.
+def newton(values, truth, l2):
+    """The minimum of the balanced loss by Newton's method, written out."""
     inputs = np.column_stack([values, np.ones(len(values))]).astype(np.float64)
     balance = np.where(truth, 0.5 / truth.mean(), 0.5 / (1 - truth.mean()))
-    penalty = np.diag([1.0, 1.0, 1.0, 1.0, 0.0])
-    solution = np.zeros(5)
+    penalty = np.diag([l2] * values.shape[1] + [0.0])
+    solution = np.zeros(inputs.shape[1])
     for _ in range(50):
         probability = 1 / (1 + np.exp(-inputs @ solution))
         gradient = inputs.T @ (balance * (probability - truth)) + penalty @ solution
         curvature = (inputs * (balance * probability * (1 - probability))[:, None]).T @ inputs + penalty
         solution -= np.linalg.solve(curvature, gradient)
-    assert np.abs(weights - solution[:4]).max() < 1e-4
+    return solution[:-1]
+
+
+@pytest.mark.parametrize("l2", PENALTIES)
+@pytest.mark.parametrize(("documents", "width"), [(200, 4), (60, 30), (20, 90), (2, 12)])
+def test_fit_is_the_minimum_of_the_balanced_loss(documents, width, l2):
+    values, truth = features(2, 1.5, documents=documents, width=max(width, 4))
+    truth[:2] = True, False
+    # As an encoder's features, all go with a few directions.
+    values = values @ np.random.default_rng(3).normal(size=(width, width)) * np.geomspace(1, 0.01, width)
+    values = (values - values.mean(axis=0)) / values.std(axis=0)
+    assert np.abs(fit(values, truth, l2) - newton(values, truth, l2)).max() < 1e-5
 
 
 def test_cross_fitted_scores_find_a_label_and_nothing_in_noise():

@@ -24,6 +24,7 @@ from transformers import (
 from transformers.utils import logging as transformers_log
 
 from amnestic_unlearn.architecture import ARCHITECTURES
+from amnestic_unlearn.manifest import ProblemType
 from amnestic_unlearn.train_settings import Shape, TrainError
 
 _PAD, _UNKNOWN, _CLS, _SEP, _MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
@@ -75,7 +76,13 @@ def _word_piece(vocabulary: dict[str, int] | None) -> Any:
     return tokenizer
 
 
-def small_bert(tokenizer: Any, labels: Sequence[str], shape: Shape, max_tokens: int) -> Any:
+def small_bert(
+    tokenizer: Any,
+    labels: Sequence[str],
+    shape: Shape,
+    max_tokens: int,
+    problem_type: ProblemType = ProblemType.MULTI_LABEL,
+) -> Any:
     """A BERT sequence classifier with random weights from torch's generator, for inputs up to `max_tokens`."""
     config = BertConfig(
         vocab_size=len(tokenizer),
@@ -90,15 +97,17 @@ def small_bert(tokenizer: Any, labels: Sequence[str], shape: Shape, max_tokens: 
         initializer_range=0.02 * math.sqrt(768 / shape.hidden),
         # Its noise costs a sixth of the time and gains nothing on a net this shallow.
         attention_probs_dropout_prob=0.0,
-        **_label_config(labels),
+        **_label_config(labels, problem_type),
     )
     return BertForSequenceClassification(config)
 
 
-def load_pretrained(checkpoint: str, labels: Sequence[str], max_tokens: int) -> tuple[Any, Any]:
+def load_pretrained(
+    checkpoint: str, labels: Sequence[str], max_tokens: int, problem_type: ProblemType = ProblemType.MULTI_LABEL
+) -> tuple[Any, Any]:
     """Tokenizer and model, with a fresh head for the labels. Weights come from safetensors alone, never pickle."""
     try:
-        config = AutoConfig.from_pretrained(checkpoint, **_label_config(labels))
+        config = AutoConfig.from_pretrained(checkpoint, **_label_config(labels, problem_type))
         # As in `small_bert`: its noise is costly and gains little.
         setattr(
             config, "attention_dropout" if config.model_type == "distilbert" else "attention_probs_dropout_prob", 0.0
@@ -125,11 +134,11 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _label_config(labels: Sequence[str]) -> dict[str, Any]:
+def _label_config(labels: Sequence[str], problem_type: ProblemType) -> dict[str, Any]:
     return {
         "id2label": dict(enumerate(labels)),
         "label2id": {label: index for index, label in enumerate(labels)},
-        "problem_type": "multi_label_classification",
+        "problem_type": problem_type.in_config,
     }
 
 
@@ -148,8 +157,11 @@ def transformers_silent() -> Iterator[None]:
 
 
 def save(model: Any, tokenizer: Any, thresholds: Sequence[float], max_tokens: int, out: Path) -> None:
-    """Write the checkpoint to `out`, a new or empty directory, whole or not at all."""
-    model.config.amnestic_thresholds = list(thresholds)
+    """Write the checkpoint to `out`, a new or empty directory, whole or not at all; without `thresholds` if empty."""
+    # The checkpoint that training started from may have had some.
+    model.config.__dict__.pop("amnestic_thresholds", None)
+    if thresholds:
+        model.config.amnestic_thresholds = list(thresholds)
     model.config.amnestic_max_tokens = max_tokens
     # Encoding has left its truncation in the tokenizer; in tokenizer.json it would cut documents unnoticed.
     tokenizer.backend_tokenizer.no_truncation()

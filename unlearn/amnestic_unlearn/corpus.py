@@ -25,7 +25,7 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-from amnestic_unlearn.manifest import file_digest
+from amnestic_unlearn.manifest import ProblemType, file_digest
 
 SPLITS = ("train", "gate", "probe", "test")
 SHIPPED = Path(__file__).parent / "data" / "eicu_demo.parquet"
@@ -75,19 +75,27 @@ class Description:
     words: dict[int, int]
 
 
-def read(path: Path, labels: Sequence[str] | None = None, splits: Sequence[str] = SPLITS) -> list[Document]:
+def read(
+    path: Path,
+    labels: Sequence[str] | None = None,
+    splits: Sequence[str] = SPLITS,
+    problem_type: ProblemType = ProblemType.MULTI_LABEL,
+) -> list[Document]:
     """Documents of the given splits, in the order of the file.
 
     The whole file is checked whatever the splits. Raises CorpusError, naming the row (the first document is
     row 1), for a missing column, an unknown split, an empty text or group, a group that lies in two splits,
-    and, if `labels` is given, for a label that is not among them.
+    if `labels` is given, for a label that is not among them, and, for a single-label classifier, for a document
+    that has not exactly one label.
     """
     if unknown := set(splits) - set(SPLITS):
         raise CorpusError(f"unknown split {min(unknown)!r}: the splits are {', '.join(SPLITS)}")
-    return [document for document in stream(path, labels) if document.split in splits]
+    return [document for document in stream(path, labels, problem_type) if document.split in splits]
 
 
-def stream(path: Path, labels: Sequence[str] | None = None) -> Iterator[Document]:
+def stream(
+    path: Path, labels: Sequence[str] | None = None, problem_type: ProblemType = ProblemType.MULTI_LABEL
+) -> Iterator[Document]:
     """Every document in the order of the file, checked as by `read` while it passes."""
     known = None if labels is None else frozenset(labels)
     split_of: dict[str, str] = {}
@@ -95,6 +103,8 @@ def stream(path: Path, labels: Sequence[str] | None = None) -> Iterator[Document
         document = _document(*values, where=f"{path.name}, row {row}")
         if known is not None and not known.issuperset(document.labels):
             raise CorpusError(f"{path.name}, row {row}: a label that the model does not have")
+        if problem_type is ProblemType.SINGLE_LABEL and len(document.labels) != 1:
+            raise CorpusError(f"{path.name}, row {row}: {len(document.labels)} labels, where single-label needs one")
         first = split_of.setdefault(document.group, document.split)
         if first != document.split:
             raise CorpusError(

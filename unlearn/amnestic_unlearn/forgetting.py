@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from amnestic_unlearn.manifest import ProblemType
 from amnestic_unlearn.selection import Tokens
 from amnestic_unlearn.spec import Progress
 from amnestic_unlearn.twin import Twin, Weights
@@ -21,11 +22,15 @@ Report = Callable[[Progress], None]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingData:
-    """Documents as token ids; `truth` bool [N, C]; `targets` the columns of the labels to forget."""
+    """Documents as token ids; `truth` bool [N, C]; `targets` the columns of the labels to forget.
+
+    `problem_type` is that of the twin's manifest.
+    """
 
     documents: Sequence[Tokens]
     truth: NDArray[np.bool_]
     targets: tuple[int, ...]
+    problem_type: ProblemType = ProblemType.MULTI_LABEL
 
     @property
     def forget(self) -> NDArray[np.int64]:

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,9 +29,24 @@ class BundleError(ValueError):
     """The directory is not a usable bundle. The text names the file at fault."""
 
 
+class ProblemType(StrEnum):
+    """How logits become an answer; `measures.probabilities` and `measures.decide` say exactly how.
+
+    Multi-label: each label by itself, decided at its threshold. Single-label: one label a document, the likeliest.
+    """
+
+    MULTI_LABEL = "multi_label"
+    SINGLE_LABEL = "single_label"
+
+    @property
+    def in_config(self) -> str:
+        """The name of it in a Hugging Face configuration."""
+        return f"{self.value}_classification"
+
+
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a bundle is. Sizes are in elements; `thresholds` are probabilities, one a label.
+    """What a bundle is. Sizes are in elements; `thresholds` are probabilities, one a label, none if single-label.
 
     `embeddings.safetensors` holds `weight` float32 [vocab_size, hidden_size]. `head.safetensors` holds
     `weight` float32 [labels, feature_size] and `bias` float32 [labels]: the classifier's last linear layer.
@@ -58,6 +74,8 @@ class Manifest:
     files: dict[str, str]
     amnestic_version: str
     format: int = FORMAT
+    # Bundles from before it was written down are all multi-label.
+    problem_type: ProblemType = ProblemType.MULTI_LABEL
 
     def write(self, folder: Path) -> None:
         (folder / MANIFEST).write_text(json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n")
@@ -74,16 +92,26 @@ class Manifest:
         if not isinstance(fields, dict) or fields.get("format") != FORMAT:
             raise BundleError(f"{MANIFEST} has an unknown format")
         try:
+            fields["problem_type"] = ProblemType(fields.get("problem_type", ProblemType.MULTI_LABEL))
+        except ValueError as error:
+            raise BundleError(f"{MANIFEST} names an unknown problem type") from error
+        try:
             for name in ("labels", "thresholds", "special_token_ids"):
                 fields[name] = tuple(fields[name])
             manifest = cls(**fields)
         except (KeyError, TypeError) as error:
             raise BundleError(f"{MANIFEST} lacks a field or has one too many") from error
-        if len(manifest.labels) != len(manifest.thresholds) or not manifest.labels:
-            raise BundleError(f"{MANIFEST} has not one threshold a label")
-        if manifest.architecture not in ARCHITECTURES:
-            raise BundleError(f"{MANIFEST} names an unknown architecture")
+        manifest._check()
         return manifest
+
+    def _check(self) -> None:
+        single = self.problem_type is ProblemType.SINGLE_LABEL
+        if single and (self.thresholds or len(self.labels) < 2):
+            raise BundleError(f"{MANIFEST} is single-label, but has thresholds or fewer than two labels")
+        if not single and (len(self.labels) != len(self.thresholds) or not self.labels):
+            raise BundleError(f"{MANIFEST} has not one threshold a label")
+        if self.architecture not in ARCHITECTURES:
+            raise BundleError(f"{MANIFEST} names an unknown architecture")
 
     def label_indices(self, labels: tuple[str, ...]) -> list[int]:
         """Positions of labels in the model's order; raises KeyError for one that it does not have."""

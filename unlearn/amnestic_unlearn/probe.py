@@ -1,7 +1,8 @@
 """What an auditor can still recover: a fresh linear probe on the features of a served model.
 
 Logistic regression with L2 on standardised features, both classes weighing the same. Fitted to the minimum by
-LBFGS in float64 from zero, so that the same features always give the same probe.
+LBFGS in float64 from zero, so that the same features always give the same probe. It searches where the loss is nearly
+round (see `fit`): as they are, the features of an encoder go together so much that 200 steps do not arrive.
 """
 
 import hashlib
@@ -15,6 +16,8 @@ from torch.nn import functional
 from amnestic_unlearn.measures import auroc
 
 ITERATIONS = 200
+# The largest derivative at which the minimum counts as found, of a loss whose curvature is about 1.
+TOLERANCE = 1e-5
 FOLDS = 5
 # What an auditor would try; the best of them counts.
 PENALTIES = (1.0, 10.0, 100.0)
@@ -34,7 +37,7 @@ def probe_auc(
     """
     if train_truth.all() or not train_truth.any():
         return float("nan")
-    mean, scale = _standard(train_features)
+    mean, scale = standard(train_features)
     weights = fit((train_features - mean) / scale, train_truth, l2)
     return auroc(test_truth, (test_features - mean) / scale @ weights)
 
@@ -56,6 +59,12 @@ def assign_folds(groups: Sequence[str], folds: int = FOLDS) -> NDArray[np.int64]
     return np.array([int(hashlib.sha256(group.encode()).hexdigest()[:8], 16) % folds for group in groups])
 
 
+def standard(features: NDArray[np.floating]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """Mean and standard deviation [h] of features [N, h]; 1 for the deviation of a constant one."""
+    scale = features.std(axis=0)
+    return features.mean(axis=0), np.where(scale > 0, scale, 1.0)
+
+
 def _out_of_fold(
     features: NDArray[np.floating], truth: NDArray[np.bool_], folds: NDArray[np.int64], l2: float
 ) -> NDArray[np.float64]:
@@ -63,34 +72,44 @@ def _out_of_fold(
     for fold in np.unique(folds):
         held_out, seen = folds == fold, folds != fold
         if truth[seen].any() and not truth[seen].all():
-            mean, scale = _standard(features[seen])
+            mean, scale = standard(features[seen])
             weights = fit((features[seen] - mean) / scale, truth[seen], l2)
             scores[held_out] = (features[held_out] - mean) / scale @ weights
     return scores
 
 
-def _standard(features: NDArray[np.floating]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    scale = features.std(axis=0)
-    return features.mean(axis=0), np.where(scale > 0, scale, 1.0)
-
-
 def fit(features: NDArray[np.floating], truth: NDArray[np.bool_], l2: float) -> NDArray[np.float64]:
-    """Weights float64 [h] of the class-balanced logistic regression; its intercept is not part of the penalty."""
-    inputs = torch.from_numpy(np.asarray(features, dtype=np.float64))
+    """Weights float64 [h] of the class-balanced logistic regression; its intercept is not part of the penalty.
+
+    `l2` must be above 0.
+    """
+    if len(features) < features.shape[1]:
+        # The minimum is a sum of the documents' features: look for it among those, where there are fewer unknowns.
+        basis, coordinates = np.linalg.qr(np.asarray(features, dtype=np.float64).T)
+        inside: NDArray[np.float64] = basis @ fit(coordinates.T, truth, l2)
+        return inside
+    inputs = torch.from_numpy(np.column_stack([features, np.ones(len(features))]).astype(np.float64))
     wanted = torch.from_numpy(truth.astype(np.float64))
     share = float(truth.mean())
     balance = torch.where(wanted > 0, 0.5 / share, 0.5 / (1.0 - share))
-    weights = torch.zeros(inputs.shape[1], dtype=torch.float64, requires_grad=True)
-    intercept = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights, intercept], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
+    penalty = torch.full((inputs.shape[1],), l2, dtype=torch.float64)
+    penalty[-1] = 0.0
+    # In units of this root, the curvature at zero (that of the logistic loss is 1/4 there) is the unit matrix.
+    curvature = (inputs.T * (balance / 4)) @ inputs + torch.diag(penalty)
+    root = torch.linalg.inv(torch.linalg.cholesky(curvature)).T
+    point = torch.zeros(len(root), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [point], max_iter=ITERATIONS, line_search_fn="strong_wolfe", tolerance_grad=TOLERANCE, tolerance_change=0.0
+    )
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
-        losses = functional.binary_cross_entropy_with_logits(inputs @ weights + intercept, wanted, weight=balance)
-        total = losses + l2 / 2 * weights.square().sum() / len(wanted)
+        weights = root @ point
+        losses = functional.binary_cross_entropy_with_logits(inputs @ weights, wanted, weight=balance, reduction="sum")
+        total: torch.Tensor = losses + (penalty * weights.square()).sum() / 2
         total.backward()  # type: ignore[no-untyped-call]
         return total
 
     optimizer.step(loss)  # type: ignore[no-untyped-call]
-    found: NDArray[np.float64] = weights.detach().numpy()
+    found: NDArray[np.float64] = (root @ point).detach().numpy()[:-1]
     return found

@@ -18,21 +18,39 @@ REPORT_FILE = "report.json"
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """Settings of STEU (arXiv 2603.19302); the defaults are the paper's.
+    """Settings of sparse token-embedding unlearning; the defaults are those of the paper (STEU, arXiv 2603.19302).
 
-    `distil_weight` is ours: it weighs the utility loss of the other labels on the forget documents, which
-    the paper does not use.
+    Every field from `distil_weight` on is ours and does nothing as it stands here; `PRESETS` says how they are used.
     """
 
     k: int = 256
+    """Embedding rows to edit for each label to forget."""
     epochs: int = 5
+    """Most passes over the forget documents."""
     embedding_lr: float = 1e-3
+    """Rate of Adam for the rows."""
     head_lr: float = 1e-3
+    """Rate of Adam for the head."""
     forget_weight: float = 1.0
+    """Of the forget loss: the forgotten labels' probability on forget documents."""
     utility_weight: float = 1.0
+    """Of the utility loss: the other labels' change on retain documents."""
     distil_weight: float = 0.0
+    """Of the same loss on forget documents."""
+    align_weight: float = 0.0
+    """Of the alignment loss: what a linear probe could tell the forget documents by."""
+    erase_head: bool = False
+    """Set the forgotten labels' head rows to zero and their bias far below any threshold, in place of training them."""
+    lr_decay: bool = False
+    """Let both rates fall linearly to zero."""
+    max_steps: int = 0
+    """Most training steps for each label to forget; 0 for no limit but `epochs`."""
+    max_tokens: int = 0
+    """Tokens of a document that are trained on, from its beginning; 0 for all that the model reads."""
     batch_size: int = 16
+    """Documents in each of a step's two batches."""
     seed: int = 0
+    """Of the order of the documents."""
 
     def validate(self) -> None:
         """Raise ValueError, naming the field, unless every setting is in range."""
@@ -40,10 +58,29 @@ class Method:
         _require(1 <= self.epochs <= 1_000, "epochs", "from 1 to 1000")
         _require(1 <= self.batch_size <= 1_024, "batch_size", "from 1 to 1024")
         _require(0 <= self.seed < 2**63, "seed", "from 0 to 2^63 - 1")
+        _require(0 <= self.max_steps <= 1_000_000, "max_steps", "from 0 to 1000000")
+        _require(self.max_tokens == 0 or 8 <= self.max_tokens <= 65_536, "max_tokens", "0, or from 8 to 65536")
         for name in ("embedding_lr", "head_lr"):
             _require(0 <= getattr(self, name) <= 1, name, "from 0 to 1")
-        for name in ("forget_weight", "utility_weight", "distil_weight"):
+        for name in ("forget_weight", "utility_weight", "distil_weight", "align_weight"):
             _require(0 <= getattr(self, name) <= 1e6, name, "from 0 to 1e6")
+
+
+PRESETS = {
+    "paper": Method(),
+    "amnestic": Method(
+        epochs=32,
+        embedding_lr=5e-3,
+        head_lr=5e-3,
+        forget_weight=0.0,
+        distil_weight=1.0,
+        align_weight=1.0,
+        erase_head=True,
+        lr_decay=True,
+        max_steps=32,
+        max_tokens=80,
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)

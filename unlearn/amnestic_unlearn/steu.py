@@ -1,4 +1,4 @@
-"""STEU (arXiv 2603.19302): sparse token-embedding unlearning.
+"""Sparse token-embedding unlearning: STEU as published (arXiv 2603.19302), and what is added to it here.
 
 It changes the embedding rows of the tokens that speak most for the forgotten labels, and the head, so that the
 model no longer predicts those labels and predicts the others as it did. The encoder stays as it is. It does
@@ -7,35 +7,52 @@ not erase what the encoder knows: a fresh probe on the features may still find a
 An epoch is one pass over the forget documents. Each step takes one batch of them and one of the retain
 documents, which are drawn in shuffled order and start again when they run out. Adam without weight decay, one
 learning rate for the rows and one for the head.
+
+The paper pushes the forgotten labels' logits down. That leaves the head to do most of the work, and the features
+still tell the label. The additions, each a setting of `Method`: the head's rows for these labels are zeroed at once,
+so that nothing is left for the head to do; the embedding rows are trained so that a linear probe finds nothing
+either (`alignment`); the other labels are held on the forget documents too.
 """
 
+import dataclasses
 import math
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from amnestic_unlearn.alignment import Bank
 from amnestic_unlearn.errors import LossNotFiniteError, NoRetainDocumentsError
 from amnestic_unlearn.forgetting import Report, TrainingData
+from amnestic_unlearn.manifest import ProblemType
 from amnestic_unlearn.selection import Selection, select
 from amnestic_unlearn.spec import Method, Progress
-from amnestic_unlearn.twin import Twin, Weights
+from amnestic_unlearn.twin import Twin, Weights, head
 
 # Batches among which documents are sorted by length: enough to save most padding, few enough to stay random.
 BUCKET_BATCHES = 16
+# The logit of a label whose row in the head is erased: below every threshold that a label could be given.
+ERASED_BIAS = -20.0
 
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """Means over an epoch's steps. `distil` is the utility loss on forget documents, 0 where it has no weight."""
+    """Means over an epoch's steps. `distil` is the utility loss on forget documents, 0 where it has no weight.
+
+    `separation` is what alignment lowers, a sum over the labels to forget: the squared distance of the two classes'
+    means in within-class standard deviations; 0 where it has no weight.
+    """
 
     forget: float
     utility: float
     distil: float
+    separation: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,11 +98,16 @@ def run(twin: Twin, data: TrainingData, method: Method, report: Report) -> SteuR
     selection = select(data.documents, data.truth[:, data.targets], special, vocab_size, method.k)
     weights = twin.base(torch.from_numpy(np.sort(selection.token_ids)))
     # 2. Every batch in advance, so that the base model answers only for the documents that are drawn.
+    data = _cut(data, method.max_tokens)
     epochs = plan(data, method)
-    report(Progress("training", epochs=method.epochs, steps=sum(map(len, epochs))))
-    targets = soft_targets(twin, data, epochs, method)
-    # 3. Train.
-    return SteuResult(weights, selection, train(twin, data, method, weights, epochs, targets, report))
+    report(Progress("training", epochs=len(epochs), steps=sum(map(len, epochs))))
+    features = base_features(twin, data, epochs)
+    # 3. Nothing of the forgotten labels is left in the head.
+    if method.erase_head:
+        weights.head_weight[list(data.targets)] = 0
+        weights.head_bias[list(data.targets)] = ERASED_BIAS
+    # 4. Train.
+    return SteuResult(weights, selection, train(twin, data, method, weights, epochs, features, report))
 
 
 def train(
@@ -94,28 +116,34 @@ def train(
     method: Method,
     weights: Weights,
     epochs: Sequence[Sequence[Step]],
-    targets: torch.Tensor,
+    base: torch.Tensor,
     report: Report,
 ) -> tuple[Losses, ...]:
-    """Optimise `weights` in place over the planned steps; `targets` from `soft_targets`."""
+    """Optimise `weights` in place over the planned steps; `base` from `base_features`."""
     trained = (weights.rows, weights.head_weight, weights.head_bias)
     for tensor in trained:
         tensor.requires_grad_(True)
     optimizer = torch.optim.Adam(
         [{"params": trained[:1], "lr": method.embedding_lr}, {"params": trained[1:], "lr": method.head_lr}]
     )
+    steps = sum(map(len, epochs))
+    fall = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps if method.lr_decay else 1)
+    objective = Objective.of(twin, data, method, base)
     slots = twin.slots(weights.row_ids)
-    clock = Clock(method.epochs, sum(map(len, epochs)), time.monotonic())
+    clock = Clock(len(epochs), steps, time.monotonic())
     history: list[Losses] = []
     for number, epoch in enumerate(epochs, start=1):
         measured = []
         for step in epoch:
-            kept = twin.logits(data.batch(step.retain), weights, slots)
-            forgotten = twin.logits(data.batch(step.forget), weights, slots)
-            loss, losses = objective(forgotten, kept, targets, step, data, method)
+            kept = twin.encode(data.batch(step.retain), weights, slots)
+            forgotten = twin.encode(data.batch(step.forget), weights, slots)
+            loss, losses = objective(forgotten, kept, weights, step)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
+            if method.erase_head:
+                _hold(weights, data.targets)
             optimizer.step()
+            fall.step()
             measured.append(losses)
             report(clock.progress(number, sum(map(len, epochs[: number - 1])) + len(measured), losses))
         history.append(_mean(measured))
@@ -124,24 +152,48 @@ def train(
     return tuple(history)
 
 
-def objective(
-    forgotten: torch.Tensor,
-    kept: torch.Tensor,
-    targets: torch.Tensor,
-    step: Step,
-    data: TrainingData,
-    method: Method,
-) -> tuple[torch.Tensor, Losses]:
-    """The weighted sum of the losses, and each by itself, from the logits of a step's two batches."""
-    forget = forget_loss(forgotten, data.targets)
-    utility = utility_loss(kept, targets[step.retain], data.others)
-    distil = torch.zeros(())
-    if method.distil_weight:
-        distil = utility_loss(forgotten, targets[step.forget], data.others)
-    loss = method.forget_weight * forget + method.utility_weight * utility + method.distil_weight * distil
-    if not math.isfinite(loss.item()):
-        raise LossNotFiniteError
-    return loss, Losses(forget.item(), utility.item(), distil.item())
+@dataclass(frozen=True, slots=True, eq=False)
+class Objective:
+    """The loss of a step. `targets` [N, C] from `soft_targets`; `bank` where alignment has a weight."""
+
+    data: TrainingData
+    method: Method
+    targets: torch.Tensor
+    bank: Bank | None
+
+    @classmethod
+    def of(cls, twin: Twin, data: TrainingData, method: Method, base: torch.Tensor) -> Self:
+        bank = None
+        if method.align_weight:
+            having = torch.from_numpy(data.truth[:, list(data.targets)])
+            bank = Bank(base, ~base.isnan().any(dim=1), having)
+        return cls(data, method, soft_targets(twin, data, base), bank)
+
+    def __call__(
+        self, forgotten: torch.Tensor, kept: torch.Tensor, weights: Weights, step: Step
+    ) -> tuple[torch.Tensor, Losses]:
+        """The weighted sum of the losses, and each by itself, from the features of a step's two batches."""
+        data, method = self.data, self.method
+        forget_of, utility_of = LOSSES[data.problem_type]
+        logits = head(forgotten, weights)
+        forget = forget_of(logits, data.targets)
+        utility = utility_of(head(kept, weights), self.targets[step.retain], data.others)
+        distil = align = torch.zeros(())
+        separation = 0.0
+        if method.distil_weight:
+            distil = utility_of(logits, self.targets[step.forget], data.others)
+        if self.bank is not None:
+            positions = np.concatenate([step.forget, step.retain])
+            align, separation = self.bank.loss(torch.cat([forgotten, kept]), positions)
+        loss = (
+            method.forget_weight * forget
+            + method.utility_weight * utility
+            + method.distil_weight * distil
+            + method.align_weight * align
+        )
+        if not math.isfinite(loss.item()):
+            raise LossNotFiniteError
+        return loss, Losses(forget.item(), utility.item(), distil.item(), separation)
 
 
 def forget_loss(logits: torch.Tensor, targets: Sequence[int]) -> torch.Tensor:
@@ -158,27 +210,88 @@ def utility_loss(logits: torch.Tensor, targets: torch.Tensor, others: Sequence[i
     return functional.binary_cross_entropy_with_logits(logits[:, list(others)], targets[:, list(others)])
 
 
+def softmax_forget_loss(logits: torch.Tensor, targets: Sequence[int]) -> torch.Tensor:
+    """-log(1 - p), p the softmax's share of all the forgotten labels together; a mean over documents.
+
+    Derived as `forget_loss`: that is BCE of a sigmoid to 0, which is -log(1 - p). With T the forgotten labels and O
+    the others, p = sum_T exp(z) / (sum_T exp(z) + sum_O exp(z)) = sigmoid(m), where m = logsumexp_T z - logsumexp_O z
+    is the log-odds of T. So the loss is BCE of m to 0, which is stable where p is near 1.
+    """
+    chosen = torch.zeros(logits.shape[1], dtype=torch.bool)
+    chosen[list(targets)] = True
+    margin = logits[:, chosen].logsumexp(dim=1) - logits[:, ~chosen].logsumexp(dim=1)
+    return functional.binary_cross_entropy_with_logits(margin, torch.zeros_like(margin))
+
+
+def softmax_utility_loss(logits: torch.Tensor, targets: torch.Tensor, others: Sequence[int]) -> torch.Tensor:
+    """Cross-entropy of the softmax to the base model's without the forgotten labels; a mean over documents.
+
+    `logits` and `targets` [B, C]; the `others` columns of targets are a distribution q0, the softmax of the base's
+    other logits. With q the same of these logits, p_o = q_o (1 - p_forgotten), so the loss is H(q0, q) - log(1 -
+    p_forgotten). The first part keeps the ratios of the other labels, all that a softmax can keep when a label loses
+    its share. The second has no counterpart in `utility_loss`, where labels do not compete: here a forgotten label
+    that rises on a document of another takes that document's answer. Its smallest value is the entropy of q0.
+
+    On forget documents, as `distil`, the second part is the forget loss once more.
+    """
+    columns = list(others)
+    return -(targets[:, columns] * logits.log_softmax(dim=1)[:, columns]).sum(dim=1).mean()
+
+
+# Forget and utility loss of each kind of classifier.
+LOSSES = {
+    ProblemType.MULTI_LABEL: (forget_loss, utility_loss),
+    ProblemType.SINGLE_LABEL: (softmax_forget_loss, softmax_utility_loss),
+}
+
+
 def plan(data: TrainingData, method: Method) -> list[list[Step]]:
-    """The batches of every epoch, decided by the seed alone."""
+    """The batches of every epoch, decided by the seed alone; the last epoch may be cut short by `max_steps`."""
     generator = torch.Generator().manual_seed(method.seed)
     lengths = np.array([len(document) for document in data.documents])
     retain = _cycle(data.retain, lengths, method.batch_size, generator)
-    return [
-        [Step(forget, next(retain)) for forget in _shuffle(data.forget, lengths, method.batch_size, generator)]
-        for _ in range(method.epochs)
-    ]
+    left = method.max_steps * len(data.targets) if method.max_steps else sys.maxsize
+    epochs = []
+    for _ in range(method.epochs):
+        forget = _shuffle(data.forget, lengths, method.batch_size, generator)[:left]
+        left -= len(forget)
+        if forget:
+            epochs.append([Step(batch, next(retain)) for batch in forget])
+    return epochs
 
 
-def soft_targets(twin: Twin, data: TrainingData, epochs: Sequence[Sequence[Step]], method: Method) -> torch.Tensor:
-    """The base model's probabilities [N, C] of each document that the loss asks for; nan for the others."""
-    drawn = {int(index) for epoch in epochs for step in epoch for index in step.retain}
-    if method.distil_weight:
-        drawn.update(data.forget.tolist())
-    order = sorted(drawn)
-    targets = torch.full(data.truth.shape, torch.nan, dtype=twin.table.dtype)
-    base = twin.base(torch.empty(0, dtype=torch.int64))
-    targets[order] = twin.evaluate(data.batch(np.array(order)), base).sigmoid()
-    return targets
+def base_features(twin: Twin, data: TrainingData, epochs: Sequence[Sequence[Step]]) -> torch.Tensor:
+    """The base model's features [N, h] of each document that is drawn; nan for the others."""
+    drawn = np.unique(
+        np.concatenate([part for epoch in epochs for step in epoch for part in (step.forget, step.retain)])
+    )
+    features = torch.full((len(data.documents), twin.head_weight.shape[1]), torch.nan, dtype=twin.table.dtype)
+    features[drawn] = twin.evaluate_features(data.batch(drawn), twin.base(torch.empty(0, dtype=torch.int64)))
+    return features
+
+
+def soft_targets(twin: Twin, data: TrainingData, base: torch.Tensor) -> torch.Tensor:
+    """The base model's probabilities [N, C] of the documents whose features are given.
+
+    Single-label: those of the softmax over the labels to keep, 0 for the labels to forget.
+    """
+    logits = functional.linear(base, twin.head_weight, twin.head_bias)
+    if data.problem_type is ProblemType.SINGLE_LABEL:
+        return logits.index_fill(1, torch.tensor(data.targets), -math.inf).softmax(dim=1)
+    return logits.sigmoid()
+
+
+def _hold(weights: Weights, targets: Sequence[int]) -> None:
+    """Keep the erased rows of the head: a softmax has a gradient for them, and Adam enlarges any."""
+    for tensor in (weights.head_weight, weights.head_bias):
+        assert tensor.grad is not None
+        tensor.grad[list(targets)] = 0
+
+
+def _cut(data: TrainingData, tokens: int) -> TrainingData:
+    if not tokens:
+        return data
+    return dataclasses.replace(data, documents=[document[:tokens] for document in data.documents])
 
 
 def _cycle(
@@ -206,4 +319,5 @@ def _mean(losses: Sequence[Losses]) -> Losses:
         sum(loss.forget for loss in losses) / count,
         sum(loss.utility for loss in losses) / count,
         sum(loss.distil for loss in losses) / count,
+        sum(loss.separation for loss in losses) / count,
     )

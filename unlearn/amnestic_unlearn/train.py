@@ -1,9 +1,10 @@
-"""Trains a multi-label text classifier on a corpus, from a Hugging Face checkpoint or a small BERT from scratch.
+"""Trains a text classifier on a corpus, from a Hugging Face checkpoint or a small BERT from scratch.
 
 Learns on the train split, chooses each label's decision threshold on the gate split, measures on the test
 split, and leaves the probe split alone. The result is a Hugging Face checkpoint whose `config.json` also holds
 `amnestic_thresholds`, one probability a label in label order, and `amnestic_max_tokens`, the longest input
-trained on. Making a bundle of it is left to export.
+trained on. A single-label classifier decides for its likeliest label, so it has no thresholds. Making a bundle of
+it is left to export.
 """
 
 import math
@@ -23,6 +24,7 @@ from tqdm import tqdm
 from amnestic_unlearn import checkpoint as checkpoints
 from amnestic_unlearn import corpus, measures
 from amnestic_unlearn.corpus import Document
+from amnestic_unlearn.manifest import ProblemType
 from amnestic_unlearn.train_settings import CHECKPOINT_RATE, SCRATCH_RATE, TrainError, TrainSettings
 
 # Batches are cut from blocks of this many batches, sorted by length: little padding, yet a random order.
@@ -31,7 +33,7 @@ _BLOCK = 16
 
 @dataclass(frozen=True, slots=True)
 class TrainReport:
-    """What training gave: F1 by label and their mean on the test split, under the thresholds frozen in `out`."""
+    """What training gave: F1 by label and their mean on the test split, as the checkpoint in `out` decides."""
 
     out: str
     labels: tuple[str, ...]
@@ -42,6 +44,7 @@ class TrainReport:
     parameters: int
     loss: float
     seconds: float
+    problem_type: ProblemType
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,7 @@ class _Encoded:
     ids: list[list[int]]
     truth: NDArray[np.bool_]
     pad: int
+    problem_type: ProblemType = ProblemType.MULTI_LABEL
 
 
 def train(
@@ -59,13 +63,15 @@ def train(
     *,
     checkpoint: str | None = None,
     settings: TrainSettings | None = None,
+    problem_type: ProblemType = ProblemType.MULTI_LABEL,
     quiet: bool = False,
 ) -> TrainReport:
     """Train on a corpus and save the checkpoint to `out`, a new or empty directory, whole or not at all.
 
     `checkpoint` is a local directory or a hub id of a BERT, DistilBERT or RoBERTa; None trains from scratch.
     Progress goes to standard error: a bar on a terminal, else a line an epoch; `quiet` silences it. Loss: mean
-    binary cross-entropy over documents and labels. Raises TrainError, and CorpusError as `corpus.read` does.
+    binary cross-entropy over documents and labels, or if single-label the mean cross-entropy of the softmax over
+    documents. Raises TrainError, and CorpusError as `corpus.read` does.
     """
     begin = time.monotonic()
     settings = settings or TrainSettings()
@@ -74,18 +80,21 @@ def train(
         raise TrainError(f"{out} exists and is not an empty directory")
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    documents, labels = _load(corpus_path)
+    documents, labels = _load(corpus_path, problem_type)
     with torch.random.fork_rng(), checkpoints.transformers_silent():
         torch.manual_seed(settings.seed)
-        tokenizer, model = _initial(checkpoint, documents["train"], labels, settings)
+        tokenizer, model = _initial(checkpoint, documents["train"], labels, settings, problem_type)
         model.to(_device(settings.device))
         if settings.precision == "bf16" and model.device.type == "cpu":
             # The fused attention's backward pass is slow in bfloat16 on a CPU; plain matrix products are not.
             model.set_attn_implementation("eager")
-        encoded = {split: _encode(tokenizer, part, labels, settings.max_tokens) for split, part in documents.items()}
+        encoded = {
+            split: _encode(tokenizer, part, labels, settings.max_tokens, problem_type)
+            for split, part in documents.items()
+        }
         loss = _fit(model, encoded["train"], settings, _rate(checkpoint, settings), quiet)
-        thresholds = _thresholds(encoded["gate"], _logits(model, encoded["gate"]))
-        decided = measures.decide(_logits(model, encoded["test"]), np.array(thresholds))
+        thresholds = _thresholds(model, encoded["gate"])
+        decided = measures.decide(_logits(model, encoded["test"]), np.array(thresholds), problem_type)
         checkpoints.save(model, tokenizer, thresholds, settings.max_tokens, out)
     f1 = measures.f1_by_label(encoded["test"].truth, decided)
     return TrainReport(
@@ -98,14 +107,17 @@ def train(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         loss=loss,
         seconds=time.monotonic() - begin,
+        problem_type=problem_type,
     )
 
 
-def _load(path: Path) -> tuple[dict[str, list[Document]], tuple[str, ...]]:
-    everything = corpus.read(path)
+def _load(path: Path, problem_type: ProblemType) -> tuple[dict[str, list[Document]], tuple[str, ...]]:
+    everything = corpus.read(path, problem_type=problem_type)
     labels = tuple(sorted({label for document in everything for label in document.labels}))
     if not labels:
         raise TrainError(f"{path.name}: no document has a label")
+    if problem_type is ProblemType.SINGLE_LABEL and len(labels) < 2:
+        raise TrainError(f"{path.name}: a single-label classifier needs at least two labels")
     documents = {
         split: [document for document in everything if document.split == split] for split in ("train", "gate", "test")
     }
@@ -132,19 +144,29 @@ def _rate(checkpoint: str | None, settings: TrainSettings) -> float:
 
 
 def _initial(
-    checkpoint: str | None, documents: Sequence[Document], labels: Sequence[str], settings: TrainSettings
+    checkpoint: str | None,
+    documents: Sequence[Document],
+    labels: Sequence[str],
+    settings: TrainSettings,
+    problem_type: ProblemType,
 ) -> tuple[Any, Any]:
     if checkpoint is not None:
-        return checkpoints.load_pretrained(checkpoint, labels, settings.max_tokens)
+        return checkpoints.load_pretrained(checkpoint, labels, settings.max_tokens, problem_type)
     texts = [document.text for document in documents]
     tokenizer = checkpoints.learn_tokenizer(texts, settings.shape.vocab_size, settings.max_tokens)
-    return tokenizer, checkpoints.small_bert(tokenizer, labels, settings.shape, settings.max_tokens)
+    return tokenizer, checkpoints.small_bert(tokenizer, labels, settings.shape, settings.max_tokens, problem_type)
 
 
-def _encode(tokenizer: Any, documents: Sequence[Document], labels: Sequence[str], max_tokens: int) -> _Encoded:
+def _encode(
+    tokenizer: Any,
+    documents: Sequence[Document],
+    labels: Sequence[str],
+    max_tokens: int,
+    problem_type: ProblemType,
+) -> _Encoded:
     texts = [document.text for document in documents]
     ids = tokenizer(texts, truncation=True, max_length=max_tokens, return_attention_mask=False)["input_ids"]
-    return _Encoded(ids, corpus.truth(documents, labels), tokenizer.pad_token_id)
+    return _Encoded(ids, corpus.truth(documents, labels), tokenizer.pad_token_id, problem_type)
 
 
 def _fit(model: Any, data: _Encoded, settings: TrainSettings, rate: float, quiet: bool) -> float:
@@ -213,8 +235,15 @@ def _collate(data: _Encoded, rows: Sequence[int]) -> dict[str, Tensor]:
     return {
         "input_ids": torch.tensor([row + [data.pad] * (width - len(row)) for row in ids]),
         "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids]),
-        "labels": torch.from_numpy(data.truth[list(rows)].astype(np.float32)),
+        "labels": _labels(data.truth[list(rows)], data.problem_type),
     }
+
+
+def _labels(truth: NDArray[np.bool_], problem_type: ProblemType) -> Tensor:
+    """What transformers' loss wants: float32 [B, C] if multi-label, else the column int64 [B] of the one label."""
+    if problem_type is ProblemType.SINGLE_LABEL:
+        return torch.from_numpy(truth.argmax(axis=1))
+    return torch.from_numpy(truth.astype(np.float32))
 
 
 def _on(device: torch.device, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -235,6 +264,10 @@ def _logits(model: Any, data: _Encoded, size: int = 64) -> NDArray[np.float64]:
     return logits
 
 
-def _thresholds(data: _Encoded, logits: measures.Floats) -> tuple[float, ...]:
-    probability = measures.sigmoid(logits)
-    return tuple(measures.best_threshold(data.truth[:, c], probability[:, c]) for c in range(logits.shape[1]))
+def _thresholds(model: Any, data: _Encoded) -> tuple[float, ...]:
+    """Each label's best on the documents of `data`; none if single-label."""
+    if data.problem_type is ProblemType.SINGLE_LABEL:
+        return ()
+    probability = measures.probabilities(_logits(model, data), data.problem_type)
+    columns = zip(data.truth.T, probability.T, strict=True)
+    return tuple(measures.best_threshold(truth, column) for truth, column in columns)

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from amnestic_unlearn import manifest as files
 from amnestic_unlearn.architecture import ARCHITECTURES
-from amnestic_unlearn.manifest import BundleError, Manifest
+from amnestic_unlearn.manifest import BundleError, Manifest, ProblemType
 from amnestic_unlearn.selection import Tokens
 
 TOKENIZER_CHUNK = 256
@@ -40,7 +40,10 @@ class Weights:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Twin:
-    """A bundle in torch. `table` float32 [V, d]; `head_weight` float32 [C, h], `head_bias` float32 [C]."""
+    """A bundle in torch. `table` float32 [V, d]; `head_weight` float32 [C, h], `head_bias` float32 [C].
+
+    `mixed` runs the encoder's matrix products in bfloat16; what goes in and comes out stays in float32.
+    """
 
     manifest: Manifest
     tokenizer: Any
@@ -48,6 +51,7 @@ class Twin:
     table: torch.Tensor
     head_weight: torch.Tensor
     head_bias: torch.Tensor
+    mixed: bool = False
 
     def base(self, row_ids: torch.Tensor) -> Weights:
         """The unchanged model, with the rows of `row_ids` copied out so that they can be trained."""
@@ -63,19 +67,13 @@ class Twin:
 
     def features(self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """The head's input [B, h] from embeddings [B, T, d] and int64 mask [B, T], padding at the right."""
-        output: torch.Tensor = self.encoder(inputs_embeds=inputs_embeds, attention_mask=attention_mask).logits
-        # Under autocast the encoder answers in bfloat16.
+        with torch.autocast(inputs_embeds.device.type, torch.bfloat16, enabled=self.mixed):
+            output: torch.Tensor = self.encoder(inputs_embeds=inputs_embeds, attention_mask=attention_mask).logits
         return output.to(inputs_embeds.dtype)
 
     def logits(self, documents: Sequence[Tokens], weights: Weights, slots: torch.Tensor) -> torch.Tensor:
         """Logits [B, C] of one batch; `slots` from `self.slots(weights.row_ids)`."""
-        return self.classify(self._features(documents, weights, slots), weights)
-
-    def classify(self, features: torch.Tensor, weights: Weights) -> torch.Tensor:
-        """Logits [B, C] from features [B, h], in the precision of the features."""
-        # Autocast would round the head, and keep it as it was at its first use: training would not see its own updates.
-        with torch.autocast(features.device.type, enabled=False):
-            return functional.linear(features, weights.head_weight, weights.head_bias)
+        return head(self.encode(documents, weights, slots), weights)
 
     def slots(self, row_ids: torch.Tensor) -> torch.Tensor:
         """For each token its place in `row_ids`, or -1; int64 [V]."""
@@ -92,7 +90,7 @@ class Twin:
         """Features [N, h] of many documents, without gradients: what a linear probe is fitted on."""
         slots = self.slots(weights.row_ids)
         width = self.head_weight.shape[1]
-        return self._by_length(documents, width, lambda batch: self._features(batch, weights, slots))
+        return self._by_length(documents, width, lambda batch: self.encode(batch, weights, slots))
 
     def encoder_digest(self) -> str:
         """SHA-256 over the bytes of the encoder's weights in the order of their names."""
@@ -101,7 +99,8 @@ class Twin:
             digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()
 
-    def _features(self, documents: Sequence[Tokens], weights: Weights, slots: torch.Tensor) -> torch.Tensor:
+    def encode(self, documents: Sequence[Tokens], weights: Weights, slots: torch.Tensor) -> torch.Tensor:
+        """Features [B, h] of one batch; `slots` from `self.slots(weights.row_ids)`."""
         ids, mask = collate(documents, self.manifest.pad_token_id)
         return self.features(self._embed(ids, weights.rows, slots), mask)
 
@@ -123,6 +122,11 @@ class Twin:
                 batch = order[start : start + EVALUATION_BATCH]
                 results[batch] = run([documents[index] for index in batch])
         return results
+
+
+def head(features: torch.Tensor, weights: Weights) -> torch.Tensor:
+    """Logits [B, C] of features [B, h]."""
+    return functional.linear(features, weights.head_weight, weights.head_bias)
 
 
 def collate(documents: Sequence[Tokens], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -149,13 +153,13 @@ def load(bundle: Path, manifest: Manifest) -> Twin:
     )
 
 
-def from_checkpoint(checkpoint: Path, attention: str = "sdpa") -> Twin:
+def from_checkpoint(checkpoint: Path, mixed: bool = False) -> Twin:
     """The twin of a checkpoint that `train` saved, without a bundle: nothing is exported, no file is digested.
 
-    `attention` names one of transformers' implementations. Raises OSError or ValueError if it is no such checkpoint.
+    Raises OSError or ValueError if it is no such checkpoint.
     """
     model = AutoModelForSequenceClassification.from_pretrained(
-        checkpoint, use_safetensors=True, dtype=torch.float32, attn_implementation=attention
+        checkpoint, use_safetensors=True, dtype=torch.float32, attn_implementation=_attention(mixed)
     )
     config = model.config
     architecture = ARCHITECTURES[config.model_type]
@@ -163,11 +167,12 @@ def from_checkpoint(checkpoint: Path, attention: str = "sdpa") -> Twin:
     head = model.get_submodule(architecture.head)
     weight, bias = head.weight.detach().clone(), head.bias.detach().clone()
     tokenizer = Tokenizer.from_file(str(checkpoint / files.TOKENIZER))
+    single = config.problem_type == ProblemType.SINGLE_LABEL.in_config
     manifest = Manifest(
         name=checkpoint.name,
         architecture=architecture.name,
         labels=tuple(config.id2label[index] for index in range(len(bias))),
-        thresholds=tuple(config.amnestic_thresholds),
+        thresholds=() if single else tuple(config.amnestic_thresholds),
         vocab_size=table.shape[0],
         hidden_size=table.shape[1],
         feature_size=weight.shape[1],
@@ -184,10 +189,16 @@ def from_checkpoint(checkpoint: Path, attention: str = "sdpa") -> Twin:
         parity={},
         files={},
         amnestic_version="",
+        problem_type=ProblemType.SINGLE_LABEL if single else ProblemType.MULTI_LABEL,
     )
     tokenizer.no_padding()
     tokenizer.enable_truncation(manifest.max_tokens)
-    return Twin(manifest, tokenizer, _without_outer_parts(model), table, weight, bias)
+    return Twin(manifest, tokenizer, _without_outer_parts(model), table, weight, bias, mixed)
+
+
+def _attention(mixed: bool) -> str:
+    """transformers' implementation: the fused one's backward pass is slow in bfloat16 on a CPU."""
+    return "eager" if mixed else "sdpa"
 
 
 def _without_outer_parts(model: Any) -> nn.Module:

@@ -92,7 +92,7 @@ def _load(bundle: Path, forget: Sequence[str]) -> tuple[Twin, str]:
 
 def _documents(path: Path, manifest: Manifest) -> tuple[list[Document], list[Document]]:
     try:
-        documents = corpus.read(path, labels=manifest.labels, splits=("train", "gate"))
+        documents = corpus.read(path, manifest.labels, ("train", "gate"), manifest.problem_type)
     except CorpusError as error:
         raise InputError(str(error)) from error
     train = [document for document in documents if document.split == "train"]
@@ -107,7 +107,8 @@ def _training_data(model: Twin, train: Sequence[Document], forget: Sequence[str]
     targets = tuple(model.manifest.label_indices(tuple(forget)))
     if (truth[:, targets].sum(axis=0) < MIN_FORGET_DOCUMENTS).any():
         raise TooFewForgetDocumentsError
-    return TrainingData(model.tokenize([document.text for document in train]), truth, targets)
+    tokens = model.tokenize([document.text for document in train])
+    return TrainingData(tokens, truth, targets, model.manifest.problem_type)
 
 
 def _change(model: Twin, weights: Weights, result: SteuResult) -> dict[str, Any]:

@@ -77,8 +77,9 @@ def predict_result(response: prediction_pb2.PredictResponse) -> types.PredictRes
 
 
 def model(response: prediction_pb2.GetModelResponse) -> types.Model:
-    labels = tuple(types.Label(label.name, label.threshold, label.forgotten) for label in response.labels)
-    return _record(types.Model, response, labels=labels)
+    labels = tuple(_label(label) for label in response.labels)
+    # Servers from before it was told are all multi-label.
+    return _record(types.Model, response, labels=labels, problem_type=response.problem_type or "multi_label")
 
 
 def job(message: unlearning_pb2.Job) -> types.Job:
@@ -111,6 +112,11 @@ def version(message: unlearning_pb2.Version) -> types.Version:
         created_at=_time(message, "created_at"),
         f1=dict(message.f1),
     )
+
+
+def _label(message: prediction_pb2.Label) -> types.Label:
+    threshold = message.threshold if message.HasField("threshold") else None
+    return types.Label(message.name, threshold, message.forgotten)
 
 
 def _prediction(message: prediction_pb2.Prediction) -> types.Prediction:

@@ -10,7 +10,10 @@ from enum import StrEnum
 
 @dataclass(frozen=True, slots=True)
 class LabelScore:
-    """A label's probability, and whether that reaches the label's threshold (`decision`).
+    """A label's probability, and whether it is decided for.
+
+    `decision`: of a multi_label model, that the probability reaches the label's threshold; of a single_label model,
+    that it is the largest of the document.
 
     A label that the answering version has forgotten is answered from the model's true output, never masked.
     """
@@ -50,16 +53,22 @@ class PredictResult:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A label of the model, the probability from which on it is decided, and whether it is forgotten now."""
+    """A label of the model, the probability from which on it is decided, and whether it is forgotten now.
+
+    A single_label model has no thresholds.
+    """
 
     name: str
-    threshold: float
+    threshold: float | None
     forgotten: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """The model being served and its limits; `provider` is the ONNX Runtime execution provider in use."""
+    """The model being served and its limits; `provider` is the ONNX Runtime execution provider in use.
+
+    `problem_type`: multi_label, where each label applies or not by itself, or single_label, one label a document.
+    """
 
     name: str
     architecture: str
@@ -73,6 +82,7 @@ class Model:
     bundle_digest: str
     encoder_digest: str
     parameters: int
+    problem_type: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -124,9 +124,14 @@ class LabelScore(_message.Message):
     FORGOTTEN_FIELD_NUMBER: _builtins.int
     label: _builtins.str
     probability: _builtins.float
-    """Sigmoid of the label's logit, 0 to 1."""
+    """0 to 1. multi_label: sigmoid of the label's logit. single_label: softmax
+    over all labels of the model, forgotten ones too.
+    """
     decision: _builtins.bool
-    """True if the probability reaches the label's frozen threshold."""
+    """multi_label: true if the probability reaches the label's frozen threshold.
+    single_label: true for the one likeliest label, of equals the first; a
+    forgotten label isn't passed over.
+    """
     forgotten: _builtins.bool
     """True if the answering version has forgotten this label."""
     def __init__(
@@ -176,6 +181,7 @@ class GetModelResponse(_message.Message):
     BUNDLE_DIGEST_FIELD_NUMBER: _builtins.int
     ENCODER_DIGEST_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
+    PROBLEM_TYPE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     architecture: _builtins.str
     """bert, distilbert or roberta."""
@@ -196,6 +202,8 @@ class GetModelResponse(_message.Message):
     """SHA-256 of encoder.onnx, lower-case hexadecimal."""
     parameters: _builtins.int
     """Weights and biases of the whole classifier."""
+    problem_type: _builtins.str
+    """multi_label or single_label."""
     @_builtins.property
     def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___Label]: ...
     def __init__(
@@ -213,10 +221,11 @@ class GetModelResponse(_message.Message):
         bundle_digest: _builtins.str = ...,
         encoder_digest: _builtins.str = ...,
         parameters: _builtins.int = ...,
+        problem_type: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_version", b"active_version", "architecture", b"architecture", "bundle_digest", b"bundle_digest", "encoder_digest", b"encoder_digest", "labels", b"labels", "max_document_bytes", b"max_document_bytes", "max_documents", b"max_documents", "max_tokens", b"max_tokens", "name", b"name", "parameters", b"parameters", "precision", b"precision", "provider", b"provider"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_version", b"active_version", "architecture", b"architecture", "bundle_digest", b"bundle_digest", "encoder_digest", b"encoder_digest", "labels", b"labels", "max_document_bytes", b"max_document_bytes", "max_documents", b"max_documents", "max_tokens", b"max_tokens", "name", b"name", "parameters", b"parameters", "precision", b"precision", "problem_type", b"problem_type", "provider", b"provider"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -231,20 +240,24 @@ class Label(_message.Message):
     FORGOTTEN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     threshold: _builtins.float
-    """Probability from which on the label is decided, frozen at export."""
+    """Probability from which on the label is decided, frozen at export. Absent
+    for a single_label model.
+    """
     forgotten: _builtins.bool
     """True if the active version has forgotten it."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
-        threshold: _builtins.float = ...,
+        threshold: _builtins.float | None = ...,
         forgotten: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "threshold", b"threshold"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["forgotten", b"forgotten", "name", b"name", "threshold", b"threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "forgotten", b"forgotten", "name", b"name", "threshold", b"threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
+    _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
 
 Global___Label: _TypeAlias = Label  # noqa: Y015

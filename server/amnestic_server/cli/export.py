@@ -29,10 +29,23 @@ if TYPE_CHECKING:
     help="Documents for the parity check; by default the eICU demo that is shipped.",
 )
 @click.option("--name", help="Name of the model; by default that of the checkpoint.")
+@click.option(
+    "--problem-type",
+    type=click.Choice(["multi-label", "single-label"]),
+    help="For a checkpoint whose configuration does not say it: several labels a document, or exactly one.",
+)
 @click.option("--overwrite", is_flag=True, help="Take the place of the bundle at --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was made as one JSON object.")
-def command(checkpoint: str, out: Path, corpus: Path | None, name: str | None, overwrite: bool, as_json: bool) -> None:
-    """Make a bundle of a multi-label Hugging Face sequence classifier.
+def command(
+    checkpoint: str,
+    out: Path,
+    corpus: Path | None,
+    name: str | None,
+    problem_type: str | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Make a bundle of a Hugging Face sequence classifier, multi-label or single-label.
 
     The encoder becomes an ONNX graph with fused attention. The word embeddings and the last linear layer, which
     unlearning may change, stay outside it. The bundle is written only if it answers as the checkpoint does: the
@@ -46,9 +59,11 @@ def command(checkpoint: str, out: Path, corpus: Path | None, name: str | None, o
     from amnestic_server.export import export, fused_in
     from amnestic_server.graph import ExportError
     from amnestic_unlearn.corpus import CorpusError
+    from amnestic_unlearn.manifest import ProblemType
 
+    kind = None if problem_type is None else ProblemType(problem_type.replace("-", "_"))
     try:
-        manifest = export(checkpoint, out, corpus=corpus, name=name, overwrite=overwrite, warn=_warn)
+        manifest = export(checkpoint, out, corpus=corpus, name=name, problem_type=kind, overwrite=overwrite, warn=_warn)
     except (ExportError, CorpusError, OSError) as error:
         raise click.ClickException(str(error)) from error
     fused, size = fused_in(out), sum(path.stat().st_size for path in out.iterdir())
@@ -75,13 +90,18 @@ def _print(manifest: "Manifest", out: Path, fused: dict[str, int], size: int) ->
 
 def _rows(manifest: "Manifest", fused: dict[str, int], size: int) -> list[tuple[str, Any]]:
     parity = manifest.parity
-    labels = zip(manifest.labels, manifest.thresholds, strict=True)
+    thresholds = manifest.thresholds or (None,) * len(manifest.labels)
+    labels = [
+        label if threshold is None else f"{label} (from {threshold:.3f})"
+        for label, threshold in zip(manifest.labels, thresholds, strict=True)
+    ]
     return [
         ("model", manifest.name),
         ("architecture", f"{manifest.architecture}, {manifest.layers} layers, {manifest.hidden_size} wide"),
         ("parameters", f"{manifest.parameters:,} in {manifest.precision}"),
         ("longest input", f"{manifest.max_tokens} tokens"),
-        ("labels", ", ".join(f"{label} (from {threshold:.3f})" for label, threshold in labels)),
+        ("labels a document", manifest.problem_type.replace("_", "-")),
+        ("labels", ", ".join(labels)),
         ("head", manifest.head),
         ("fused", ", ".join(f"{count} {operator}" for operator, count in fused.items())),
         (

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from amnestic_server.cli.render import print_json
 from amnestic_unlearn.corpus import SHIPPED, CorpusError
+from amnestic_unlearn.manifest import ProblemType
 from amnestic_unlearn.train_settings import CHECKPOINT_RATE, SCRATCH_RATE, TrainError, TrainSettings
 
 if TYPE_CHECKING:
@@ -34,6 +35,13 @@ _DEFAULT = TrainSettings()
 @click.option(
     "--checkpoint",
     help="Directory or hub id of a BERT, DistilBERT or RoBERTa to start from; by default a small BERT from scratch.",
+)
+@click.option(
+    "--problem-type",
+    type=click.Choice(["multi-label", "single-label"]),
+    default="multi-label",
+    show_default=True,
+    help="Each label by itself, or exactly one label a document: the likeliest.",
 )
 @click.option("--epochs", type=int, default=_DEFAULT.epochs, show_default=True, help="Passes over the train split.")
 @click.option("--batch-size", type=int, default=_DEFAULT.batch_size, show_default=True, help="Documents in a step.")
@@ -66,6 +74,7 @@ def command(
     out: Path,
     corpus_file: Path | None,
     checkpoint: str | None,
+    problem_type: str,
     epochs: int,
     batch_size: int,
     learning_rate: float | None,
@@ -76,10 +85,11 @@ def command(
     precision: str,
     as_json: bool,
 ) -> None:
-    """Train a multi-label classifier on a corpus and save it as a Hugging Face checkpoint.
+    """Train a classifier on a corpus and save it as a Hugging Face checkpoint.
 
     Learns on the train split, chooses each label's threshold on the gate split and freezes it into the
-    checkpoint, then prints F1 on the test split. `amnestic export` makes a bundle of the result.
+    checkpoint (a single-label classifier has none), then prints F1 on the test split. `amnestic export` makes a
+    bundle of the result.
 
     \b
     Examples:
@@ -100,7 +110,8 @@ def command(
         precision=precision,
     )
     try:
-        report = train(corpus_file or SHIPPED, out, checkpoint=checkpoint, settings=settings)
+        kind = ProblemType(problem_type.replace("-", "_"))
+        report = train(corpus_file or SHIPPED, out, checkpoint=checkpoint, settings=settings, problem_type=kind)
     except (TrainError, CorpusError, OSError) as error:
         raise click.ClickException(str(error)) from error
     if as_json:
@@ -115,8 +126,9 @@ def _print(report: "TrainReport") -> None:
     table.add_column("label")
     table.add_column("threshold", justify="right")
     table.add_column("F1 on test", justify="right")
-    for label, threshold in zip(report.labels, report.thresholds, strict=True):
-        table.add_row(label, f"{threshold:.3f}", f"{report.f1[label]:.3f}")
+    thresholds = [f"{threshold:.3f}" for threshold in report.thresholds] or ["likeliest"] * len(report.labels)
+    for label, threshold in zip(report.labels, thresholds, strict=True):
+        table.add_row(label, threshold, f"{report.f1[label]:.3f}")
     table.add_section()
     table.add_row("macro", "", f"{report.macro_f1:.3f}")
     console.print(table)

@@ -39,8 +39,7 @@ def random_tokens(twin: Twin, data: TrainingData, seed: int, report: Report, set
     report(Progress("selecting", epochs=method.epochs))
     weights = twin.base(torch.from_numpy(draw_tokens(twin, data, method)))
     epochs = steu.plan(data, method)
-    targets = steu.soft_targets(twin, data, epochs, method)
-    steu.train(twin, data, method, weights, epochs, targets, report)
+    steu.train(twin, data, method, weights, epochs, steu.base_features(twin, data, epochs), report)
     return training.outcome(twin, twin, weights)
 
 

@@ -22,9 +22,10 @@ from torch import nn
 from amnestic_unlearn import steu
 from amnestic_unlearn.errors import LossNotFiniteError, NoRetainDocumentsError
 from amnestic_unlearn.forgetting import Outcome, Report, TrainingData
+from amnestic_unlearn.manifest import ProblemType
 from amnestic_unlearn.spec import Method, Progress
 from amnestic_unlearn.steu import Clock, Losses, Step
-from amnestic_unlearn.twin import Twin, Weights
+from amnestic_unlearn.twin import Twin, Weights, head
 
 LAYER = re.compile(r"\.layer\.(\d+)\.")
 
@@ -81,9 +82,8 @@ class Batch:
         return self._logits(self.step.retain)
 
     def _logits(self, positions: NDArray[np.int64]) -> torch.Tensor:
-        twin, weights = self.student.twin, self.student.weights
         if self.features is not None:
-            return twin.classify(self.features[positions], weights)
+            return head(self.features[positions], self.student.weights)
         return logits(self.student, self.data.batch(positions))
 
 
@@ -132,7 +132,8 @@ def last_layers(twin: Twin, count: int) -> list[str]:
 
 
 def plan(data: TrainingData, schedule: Schedule, seed: int) -> Epochs:
-    """STEU's batches; raises NoRetainDocumentsError."""
+    """STEU's batches; raises NoRetainDocumentsError, and ValueError as `require_multi_label` does."""
+    require_multi_label(data)
     if not len(data.retain):
         raise NoRetainDocumentsError
     epochs = steu.plan(data, Method(epochs=schedule.epochs, batch_size=schedule.batch_size, seed=seed))
@@ -141,7 +142,7 @@ def plan(data: TrainingData, schedule: Schedule, seed: int) -> Epochs:
 
 def teacher(twin: Twin, data: TrainingData, epochs: Epochs) -> torch.Tensor:
     """The unchanged model's probabilities [N, C] of every planned document; nan for the others."""
-    return steu.soft_targets(twin, data, epochs, Method(distil_weight=1.0))
+    return steu.soft_targets(twin, data, steu.base_features(twin, data, epochs))
 
 
 def truth(data: TrainingData, like: torch.Tensor) -> torch.Tensor:
@@ -238,10 +239,14 @@ def _update(
         with torch.no_grad():
             for tensor, old, share in zip(student.parameters, before, scale, strict=True):
                 tensor.copy_(torch.lerp(old, tensor, share))
-    # A caller's autocast keeps parameters in bfloat16 from their first use on: they would never see an update.
-    torch.clear_autocast_cache()
     forget, utility = (0.0 if part is None else part.item() for part in (terms.forget, terms.utility))
     return Losses(forget, utility, 0.0)
+
+
+def require_multi_label(data: TrainingData) -> None:
+    """Raise ValueError for classes that exclude each other: the baselines' losses are those of sigmoids."""
+    if data.problem_type is not ProblemType.MULTI_LABEL:
+        raise ValueError("baselines are for multi-label classifiers")
 
 
 def require_finite(loss: torch.Tensor) -> None:
