@@ -16,6 +16,9 @@ from amnestic_unlearn.train_settings import Shape, TrainSettings
 
 RESULTS = "results.jsonl"
 SEQUENCE = "sequence.jsonl"
+ORIGINAL = "original"
+# No function of the trained classifier: a checkpoint of its own, which never saw the label.
+RETRAINED = "retrained"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,12 @@ from numpy.typing import NDArray
 from amnestic_unlearn import corpus as corpora
 from amnestic_unlearn.bench.assess import Answers, Held, answers, assess
 from amnestic_unlearn.corpus import Document
-from amnestic_unlearn.errors import MIN_FORGET_DOCUMENTS, NoRetainDocumentsError, TooFewForgetDocumentsError, WorkerError
+from amnestic_unlearn.errors import (
+    MIN_FORGET_DOCUMENTS,
+    NoRetainDocumentsError,
+    TooFewForgetDocumentsError,
+    WorkerError,
+)
 from amnestic_unlearn.forgetting import Outcome, TrainingData
 from amnestic_unlearn.lexical import rewrite
 from amnestic_unlearn.selection import Tokens, select

@@ -12,14 +12,11 @@ import torch
 
 from amnestic_unlearn import steu
 from amnestic_unlearn.baselines import BASELINES
+from amnestic_unlearn.bench.cells import ORIGINAL, RETRAINED
 from amnestic_unlearn.forgetting import Forget, Outcome, Report, TrainingData
 from amnestic_unlearn.spec import PRESETS, Method
 from amnestic_unlearn.twin import Twin
 from amnestic_unlearn.worker import changed_only
-
-ORIGINAL = "original"
-# No function of the trained classifier: a checkpoint of its own, which never saw the label.
-RETRAINED = "retrained"
 
 
 def unchanged(twin: Twin, data: TrainingData, seed: int, report: Report) -> Outcome:

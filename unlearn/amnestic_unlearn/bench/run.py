@@ -22,11 +22,11 @@ from amnestic_unlearn import corpus as corpora
 from amnestic_unlearn import twin as twins
 from amnestic_unlearn.__main__ import reason_of
 from amnestic_unlearn.bench import ledger
-from amnestic_unlearn.bench.cells import Case, Plan
+from amnestic_unlearn.bench.cells import RETRAINED, Case, Plan
 from amnestic_unlearn.bench.judge import Subject, ask, enough, hold, measure, training_data
 from amnestic_unlearn.bench.ledger import Row
 from amnestic_unlearn.bench.matrix import BenchEncoder
-from amnestic_unlearn.bench.methods import METHODS, RETRAINED, digest, unchanged
+from amnestic_unlearn.bench.methods import METHODS, digest, unchanged
 from amnestic_unlearn.bench.models import load_retrained, trained
 from amnestic_unlearn.checkpoint import transformers_silent
 from amnestic_unlearn.corpus import CorpusError, Document
@@ -114,13 +114,12 @@ def run(plan: Plan, tell: Tell, methods: Mapping[str, Forget] = METHODS) -> None
     """
     shop = Workshop(plan)
     for case in claimed(plan):
-        done = finished(ledger.read(plan.results))
-        left = [name for name in plan.methods if (*case.key, name, _settings(case, name, shop, methods)) not in done]
-        if not left:
+        names = _left(case, shop, methods)
+        if not names:
             continue
         tell({**_named(case, TRAINING), "begun": True})
         unfit = attempt(functools.partial(_prepare, case, shop))
-        for name in left:
+        for name in names:
             tell({**_named(case, name), "begun": True})
             work = functools.partial(_measured, case, name, shop, methods)
             measured = unfit if unfit["error"] else attempt(work)
@@ -128,6 +127,12 @@ def run(plan: Plan, tell: Tell, methods: Mapping[str, Forget] = METHODS) -> None
             row = {**_named(case, name), **settings, **measured, **provenance(case, shop)}
             ledger.append(plan.results, row)
             tell(row)
+
+
+def left(plan: Plan, methods: Mapping[str, Forget] = METHODS) -> int:
+    """How many cells of the plan have no row yet."""
+    shop = Workshop(plan)
+    return sum(len(_left(case, shop, methods)) for case in plan.cases())
 
 
 def claimed(plan: Plan) -> Iterator[Case]:
@@ -208,6 +213,11 @@ def provenance(case: Case, shop: Workshop) -> Row:
         "corpus_digest": shop.corpus_digest(case),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def _left(case: Case, shop: Workshop, methods: Mapping[str, Forget]) -> list[str]:
+    done = finished(ledger.read(shop.plan.results))
+    return [name for name in shop.plan.methods if (*case.key, name, _settings(case, name, shop, methods)) not in done]
 
 
 def _prepare(case: Case, shop: Workshop) -> Row:

@@ -11,31 +11,52 @@ import numpy as np
 
 from amnestic_unlearn.bench import ledger
 from amnestic_unlearn.bench.assess import Answers, Held
-from amnestic_unlearn.bench.cells import Case, Plan
+from amnestic_unlearn.bench.cells import ORIGINAL, RETRAINED, Case, Plan
 from amnestic_unlearn.bench.judge import ask, enough, measure, training_data
 from amnestic_unlearn.bench.ledger import Row
-from amnestic_unlearn.bench.methods import METHODS, ORIGINAL, RETRAINED, digest
+from amnestic_unlearn.bench.methods import METHODS, digest
 from amnestic_unlearn.bench.run import FORMAT, Tell, Workshop, attempt, claimed, forget, may_pass, precision, provenance
 from amnestic_unlearn.forgetting import Forget
 from amnestic_unlearn.measures import decide, f1_by_label
 
 # Of `assess`, what is told of each label after each request.
-FIGURES = ("forget_f1", "forget_auroc", "probe_auroc", "probe_auroc_original", "probe_auroc_retrained", "probe_recovery")
+FIGURES = (
+    "forget_f1",
+    "forget_auroc",
+    "probe_auroc",
+    "probe_auroc_original",
+    "probe_auroc_retrained",
+    "probe_recovery",
+)
 
 
 def run(plan: Plan, tell: Tell, methods: Mapping[str, Forget] = METHODS) -> None:
     """Add a row for every request and every label forgotten by it; what is in the file already is left."""
     shop = Workshop(plan)
-    names = [name for name in plan.methods if name not in (ORIGINAL, RETRAINED)]
     for case in claimed(plan):
-        for name in names:
-            settings = _settings(case, methods[name], shop)
-            for step in range(1, len(case.source.targets) + 1):
-                if not _done(ledger.read(plan.results), case, name, step, settings):
-                    tell({**_key(case, name), "step": step, "begun": True})
-                    for row in _rows(case, name, step, settings, shop, methods[name]):
-                        ledger.append(plan.results, row)
-                        tell(row)
+        for name, step, settings in _left(case, shop, methods):
+            tell({**_key(case, name), "step": step, "begun": True})
+            for row in _rows(case, name, step, settings, shop, methods[name]):
+                ledger.append(plan.results, row)
+                tell(row)
+
+
+def left(plan: Plan, methods: Mapping[str, Forget] = METHODS) -> int:
+    """How many rows of the plan are yet to be measured."""
+    shop = Workshop(plan)
+    return sum(step for case in plan.cases() for _, step, _ in _left(case, shop, methods))
+
+
+def _left(case: Case, shop: Workshop, methods: Mapping[str, Forget]) -> list[tuple[str, int, str]]:
+    """Way of forgetting, number of the request and digest of the settings, of all that has not been measured."""
+    rows = ledger.read(shop.plan.results)
+    asked = [
+        (name, step, _settings(case, methods[name], shop))
+        for name in shop.plan.methods
+        if name not in (ORIGINAL, RETRAINED)
+        for step in range(1, len(case.source.targets) + 1)
+    ]
+    return [(name, step, settings) for name, step, settings in asked if not _done(rows, case, name, step, settings)]
 
 
 def retained(answers: Answers, held: Held, forgotten: Sequence[int]) -> float:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from amnestic_unlearn.bench.cells import ORIGINAL, RETRAINED
 from amnestic_unlearn.bench.ledger import Row
-from amnestic_unlearn.bench.methods import ORIGINAL, RETRAINED
 
 RESAMPLES = 2_000
 # If the label can be read from the gold standard about as well as from the original, there is nothing to recover:
@@ -48,9 +48,7 @@ def latest(rows: Iterable[Row], cells: Sequence[Key]) -> dict[Key, Row]:
 
 def chosen(results: Results, **fields: Any) -> list[Row]:
     """The rows without error whose fields are as given."""
-    return [
-        row for row in results.values() if not row["error"] and all(row[name] == fields[name] for name in fields)
-    ]
+    return [row for row in results.values() if not row["error"] and all(row[name] == fields[name] for name in fields)]
 
 
 def mean(rows: Sequence[Row], name: str) -> Estimate:
@@ -82,7 +80,10 @@ def _beside(row: Row, results: Results, method: str, name: str) -> Any:
 
 def _ratio(sums: NDArray[np.float64], count: int) -> NDArray[np.float64]:
     known = np.abs(sums[..., 1]) / count >= LEAST_DIFFERENCE
-    return np.divide(sums[..., 0], sums[..., 1], out=np.full(sums.shape[:-1], np.nan), where=known)
+    ratio: NDArray[np.float64] = np.divide(
+        sums[..., 0], sums[..., 1], out=np.full(sums.shape[:-1], np.nan), where=known
+    )
+    return ratio
 
 
 def _estimate(

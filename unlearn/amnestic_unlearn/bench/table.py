@@ -20,41 +20,41 @@ class Column:
     places: int = 3
 
 
-def _mean(name: str) -> Measure:
+def mean_of(name: str) -> Measure:
     return lambda rows, results: mean(rows, name)
 
 
-def _recovery(name: str) -> Measure:
+def recovery_of(name: str) -> Measure:
     return lambda rows, results: recovery(rows, results, name)
 
 
 FORGETTING = (
-    Column("forget F1", _mean("forget_f1")),
-    Column("best F1 over chance", _mean("forget_best_f1_excess")),
-    Column("forget AUROC, two-sided", _mean("forget_auroc_two_sided")),
-    Column("retain F1", _mean("retain_f1")),
-    Column("change of retain F1", _mean("retain_f1_delta")),
-    Column("worst label's change", _mean("retain_worst_delta")),
-    Column("seconds", _mean("seconds"), 1),
-    Column("weights changed", _mean("parameters_changed"), 0),
+    Column("forget F1", mean_of("forget_f1")),
+    Column("best F1 over chance", mean_of("forget_best_f1_excess")),
+    Column("forget AUROC, two-sided", mean_of("forget_auroc_two_sided")),
+    Column("retain F1", mean_of("retain_f1")),
+    Column("change of retain F1", mean_of("retain_f1_delta")),
+    Column("worst label's change", mean_of("retain_worst_delta")),
+    Column("seconds", mean_of("seconds"), 1),
+    Column("weights changed", mean_of("parameters_changed"), 0),
 )
 ATTACKS = (
-    Column("probe AUROC", _mean("probe_auroc")),
-    Column("probe recovery", _recovery("probe_auroc"), 2),
-    Column("prototype recovery", _recovery("prototype_auroc"), 2),
-    Column("examples to relearn", _mean("relearn_examples"), 0),
-    Column("steps to relearn", _mean("relearn_steps"), 0),
-    Column("bypass recall", _mean("bypass_recall")),
-    Column("bypass probe AUROC", _mean("bypass_probe_auroc")),
-    Column("membership AUROC", _mean("membership_auroc")),
+    Column("probe AUROC", mean_of("probe_auroc")),
+    Column("probe recovery", recovery_of("probe_auroc"), 2),
+    Column("prototype recovery", recovery_of("prototype_auroc"), 2),
+    Column("examples to relearn", mean_of("relearn_examples"), 0),
+    Column("steps to relearn", mean_of("relearn_steps"), 0),
+    Column("bypass recall", mean_of("bypass_recall")),
+    Column("bypass probe AUROC", mean_of("bypass_probe_auroc")),
+    Column("membership AUROC", mean_of("membership_auroc")),
 )
 BY_CORPUS = (
-    Column("forget F1", _mean("forget_f1")),
-    Column("change of retain F1", _mean("retain_f1_delta")),
-    Column("probe AUROC", _mean("probe_auroc")),
-    Column("probe recovery", _recovery("probe_auroc"), 2),
-    Column("bypass recall", _mean("bypass_recall")),
-    Column("seconds", _mean("seconds"), 1),
+    Column("forget F1", mean_of("forget_f1")),
+    Column("change of retain F1", mean_of("retain_f1_delta")),
+    Column("probe AUROC", mean_of("probe_auroc")),
+    Column("probe recovery", recovery_of("probe_auroc"), 2),
+    Column("bypass recall", mean_of("bypass_recall")),
+    Column("seconds", mean_of("seconds"), 1),
 )
 
 
@@ -78,9 +78,9 @@ def tables(results: Results, cells: Sequence[Key]) -> str:
 
 
 def figure(estimate: Estimate, places: int, plain: bool = False) -> str:
-    """A value with its interval; a dash where nothing is known."""
+    """A value with its interval; `n/a` where nothing is known."""
     if not math.isfinite(estimate.value):
-        return "–"
+        return "n/a"
     if plain or estimate.count == 1:
         return number(estimate.value, places)
     low, high = number(estimate.low, places), number(estimate.high, places)
