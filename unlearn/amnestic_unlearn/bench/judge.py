@@ -3,14 +3,17 @@
 The measures themselves are `assess`'s; here is what they are taken of.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from amnestic_unlearn import corpus as corpora
-from amnestic_unlearn.bench.assess import Answers, Held, answers, assess
+from amnestic_unlearn.bench.assess import RETAINED, Answers, Held, Reference, answers, assess, bypassed
 from amnestic_unlearn.corpus import Document
 from amnestic_unlearn.errors import (
     MIN_FORGET_DOCUMENTS,
@@ -19,11 +22,13 @@ from amnestic_unlearn.errors import (
     WorkerError,
 )
 from amnestic_unlearn.forgetting import Outcome, TrainingData
-from amnestic_unlearn.lexical import rewrite
-from amnestic_unlearn.selection import Tokens, select
+from amnestic_unlearn.selection import select
 from amnestic_unlearn.spec import Method
 from amnestic_unlearn.twin import Twin
 from amnestic_unlearn.worker import changed_only
+
+# A threshold of 0 or 1 has no logit.
+EDGE = 1e-12
 
 
 class NotFiniteError(WorkerError):
@@ -40,17 +45,12 @@ class Subject:
     seconds: float
 
 
-def hold(documents: Sequence[Document], tokens: Sequence[Tokens], twin: Twin) -> Held:
-    """The documents as a classifier is asked about them, under its own labels and thresholds."""
-    return Held(
-        texts=[document.text for document in documents],
-        tokens=tokens,
-        truth=corpora.truth(documents, twin.manifest.labels),
-        groups=[document.group for document in documents],
-        split=np.array([document.split for document in documents]),
-        thresholds=np.array(twin.manifest.thresholds),
-        labels=twin.manifest.labels,
-    )
+@dataclass(frozen=True, slots=True, eq=False)
+class Gold:
+    """A classifier that never saw one label, and what every outcome of forgetting it is compared with."""
+
+    subject: Subject
+    reference: Reference
 
 
 def enough(documents: Sequence[Document], labels: Sequence[str]) -> None:
@@ -64,8 +64,8 @@ def enough(documents: Sequence[Document], labels: Sequence[str]) -> None:
 
 def training_data(held: Held, targets: Sequence[int]) -> TrainingData:
     """The train split, which is all that forgetting may see."""
-    train = np.flatnonzero(held.split == "train")
-    return TrainingData([held.tokens[index] for index in train], held.truth[train], tuple(targets))
+    train = held.at("train")
+    return TrainingData(list(compress(held.tokens, train)), held.truth[train], tuple(targets))
 
 
 def ask(outcome: Outcome, held: Held) -> Answers:
@@ -78,7 +78,7 @@ def ask(outcome: Outcome, held: Held) -> Answers:
 
 def edited_tokens(outcome: Outcome, data: TrainingData) -> NDArray[np.int64]:
     """Ids of the tokens whose rows were changed; without any, of those that STEU would choose, for comparison."""
-    written = changed_only(outcome.weights, outcome.twin.table).row_ids.numpy()
+    written: NDArray[np.int64] = changed_only(outcome.weights, outcome.twin.table).row_ids.numpy()
     if len(written):
         return written
     manifest = outcome.twin.manifest
@@ -88,17 +88,24 @@ def edited_tokens(outcome: Outcome, data: TrainingData) -> NDArray[np.int64]:
 
 
 def measure(
-    outcome: Outcome, candidate: Answers, subject: Subject, gold: Subject, data: TrainingData, target: int, seed: int
-) -> dict[str, float]:
-    """The figures of `assess` for one target, a column of the subject's labels, and of the lexical bypass.
+    outcome: Outcome, found: Answers, held: Held, reference: Reference, edited: NDArray[np.int64]
+) -> dict[str, Any]:
+    """The figures of `assess` for the reference's target; of the label that lost most, its name.
 
-    For the bypass the target's test documents are reworded so that they avoid the edited tokens.
+    An outcome with thresholds of its own, the gold standard, keeps the other labels under these.
     """
-    edited = edited_tokens(outcome, data)
-    held = subject.held
-    chosen = np.flatnonzero((held.split == "test") & held.truth[:, target])
-    reworded = rewrite([held.texts[index] for index in chosen], subject.twin.tokenizer, edited, seed)
-    tokens = outcome.twin.tokenize(reworded.texts)
-    bypass = Answers(outcome.features(tokens).numpy(), outcome.logits(tokens).numpy())
-    figures = assess(candidate, subject.answers, gold.answers, held, target, edited, bypass)
-    return {**figures, "edited_tokens": len(edited), "bypass_avoided": reworded.avoided}
+    bypass = bypassed(outcome, held, reference.target, edited, reference.seed)
+    figures: dict[str, Any] = assess(found, reference, held, edited, bypass)
+    thresholds = np.array(outcome.twin.manifest.thresholds)
+    if (thresholds != held.thresholds).any():
+        shift = (_logit(held.thresholds) - _logit(thresholds)).astype(np.float32)
+        shifted = dataclasses.replace(found, logits=found.logits + shift)
+        own = assess(shifted, reference, held, edited)
+        figures |= {name: own[name] for name in RETAINED}
+    worst = figures["retain_worst_label"]
+    return {**figures, "retain_worst_label": held.labels[int(worst)] if np.isfinite(worst) else None}
+
+
+def _logit(probability: NDArray[np.float64]) -> NDArray[np.float64]:
+    inside = np.clip(probability, EDGE, 1 - EDGE)
+    return np.log(inside) - np.log1p(-inside)

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import inspect
 import json
+import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -48,7 +49,8 @@ METHOD_NAMES = (ORIGINAL, RETRAINED, *(name for name in METHODS if name != ORIGI
 def digest(*parts: Any) -> str:
     """Twelve hexadecimal digits of the SHA-256 over settings; equal settings give equal digits in any process.
 
-    A function counts by its name, the values it is bound to and its defaults, not by its code.
+    A function counts by its name, the values it is bound to and its defaults, not by its code. Where a parameter may
+    be None or settings that have defaults, it counts by these.
     """
     return hashlib.sha256(json.dumps([_plain(part) for part in parts], sort_keys=True).encode()).hexdigest()[:12]
 
@@ -75,4 +77,11 @@ def _function(function: Callable[..., Any]) -> Any:
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.default is not parameter.empty
     }
-    return [f"{function.__module__}.{function.__qualname__}", _plain(bound), _plain(defaults)]
+    hints = typing.get_type_hints(function)
+    usual = [
+        kind()
+        for name, default in defaults.items()
+        for kind in typing.get_args(hints.get(name))
+        if default is None and isinstance(kind, type) and dataclasses.is_dataclass(kind)
+    ]
+    return [f"{function.__module__}.{function.__qualname__}", _plain(bound), _plain(defaults), _plain(usual)]

@@ -168,7 +168,7 @@ def _label(figure: Figure, place: Any, found: Sequence[Point]) -> None:
     at = {point.name: place.transData.transform((point.across, point.up)) for point in found}
     taken = [Bbox.from_extents(x - 4 * scale, y - 4 * scale, x + 4 * scale, y + 4 * scale) for x, y in at.values()]
     for point in sorted(found, key=lambda point: (point.across, point.up)):
-        label = place.annotate(point.name, (point.across, point.up), fontsize=8, textcoords="offset points")
+        label = place.annotate(point.name, (point.across, point.up), (0, 0), fontsize=8, textcoords="offset points")
         size = label.get_window_extent(renderer)
         box, offset = _free(at[point.name], size.width, size.height, taken, inside, scale)
         taken.append(box)

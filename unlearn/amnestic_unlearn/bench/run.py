@@ -22,8 +22,9 @@ from amnestic_unlearn import corpus as corpora
 from amnestic_unlearn import twin as twins
 from amnestic_unlearn.__main__ import reason_of
 from amnestic_unlearn.bench import ledger
+from amnestic_unlearn.bench.assess import hold, refer
 from amnestic_unlearn.bench.cells import RETRAINED, Case, Plan
-from amnestic_unlearn.bench.judge import Subject, ask, enough, hold, measure, training_data
+from amnestic_unlearn.bench.judge import Gold, Subject, ask, edited_tokens, enough, measure, training_data
 from amnestic_unlearn.bench.ledger import Row
 from amnestic_unlearn.bench.matrix import BenchEncoder
 from amnestic_unlearn.bench.methods import METHODS, digest, unchanged
@@ -37,6 +38,7 @@ from amnestic_unlearn.selection import Tokens
 from amnestic_unlearn.spec import Progress
 from amnestic_unlearn.train_settings import TrainError
 from amnestic_unlearn.twin import Twin
+from amnestic_unlearn.worker import changed_only
 
 # Raised when what a row measures changes, so that older rows are measured anew.
 FORMAT = 1
@@ -57,7 +59,7 @@ class Workshop:
     _digests: dict[str, str] = field(default_factory=dict)
     _tokens: dict[tuple[str, str, int], list[Tokens]] = field(default_factory=dict)
     _subject: tuple[Any, Subject] | None = None
-    _golds: tuple[Any, dict[str, Subject]] | None = None
+    _golds: tuple[Any, dict[str, Gold]] | None = None
 
     def documents(self, case: Case) -> list[Document]:
         path = case.source.path
@@ -82,19 +84,22 @@ class Workshop:
             self._subject = key, self._asked(case, twin, model.checkpoint, model.seconds)
         return self._subject[1]
 
-    def gold(self, case: Case, target: str) -> Subject:
+    def gold(self, case: Case, target: str) -> Gold:
         """The classifier that never saw a label, in the original's order of labels. Raises as `subject` does."""
         key = case.key[:3]
         if self._golds is None or self._golds[0] != key:
             self._golds = key, {}
         golds = self._golds[1]
         if target not in golds:
-            labels = self.subject(case).held.labels
+            original = self.subject(case)
+            labels = original.held.labels
             model = trained(self.plan.models, Path(case.source.path), case.encoder, case.seed, target)
             set_threads(case.encoder, self.plan)
             with transformers_silent():
                 twin = load_retrained(model.checkpoint, labels, attention(case.encoder))
-            golds[target] = self._asked(case, twin, model.checkpoint, model.seconds)
+            gold = self._asked(case, twin, model.checkpoint, model.seconds)
+            column = labels.index(target)
+            golds[target] = Gold(gold, refer(original.answers, gold.answers, original.held, column, case.seed))
         return golds[target]
 
     def _asked(self, case: Case, twin: Twin, checkpoint: Path, seconds: float) -> Subject:
@@ -102,7 +107,7 @@ class Workshop:
         documents = self.documents(case)
         if key not in self._tokens:
             self._tokens[key] = twin.tokenize([document.text for document in documents])
-        held = hold(documents, self._tokens[key], twin)
+        held = hold(documents, twin, self._tokens[key])
         with precision(case.encoder):
             return Subject(twin, held, ask(unchanged(twin, training_data(held, ()), 0, _silent), held), seconds)
 
@@ -141,7 +146,7 @@ def claimed(plan: Plan) -> Iterator[Case]:
     while waiting:
         others = []
         for case in waiting:
-            with ledger.claim(plan.claims, f"{plan.results.name} {case.key}") as ours:
+            with ledger.claim(plan.claims, claim_name(plan, case)) as ours:
                 if ours:
                     yield case
                 else:
@@ -149,6 +154,11 @@ def claimed(plan: Plan) -> Iterator[Case]:
         if len(others) == len(waiting):
             time.sleep(SECONDS_BETWEEN_LOOKS)
         waiting = others
+
+
+def claim_name(plan: Plan, case: Case) -> str:
+    """What a process claims before it measures a case."""
+    return f"{plan.results.name} {case.key}"
 
 
 def finished(rows: Sequence[Row]) -> set[tuple[Any, ...]]:
@@ -232,21 +242,25 @@ def _measured(case: Case, name: str, shop: Workshop, methods: Mapping[str, Forge
     target = subject.held.labels.index(case.target)
     with precision(case.encoder):
         if name == RETRAINED:
-            parameters = gold.twin.manifest.parameters
-            base = unchanged(gold.twin, training_data(gold.held, ()), 0, _silent)
-            outcome, seconds, candidate = Outcome(base.twin, base.weights, parameters), gold.seconds, gold.answers
+            outcome, seconds = _as_outcome(gold.subject), gold.subject.seconds
         else:
             outcome, seconds = forget(methods[name], subject, [target], case, shop.plan)
-            candidate = ask(outcome, subject.held)
-        data = training_data(subject.held, [target])
-        figures = measure(outcome, candidate, subject, gold, data, target, case.seed)
+        found = ask(outcome, subject.held)
+        edited = edited_tokens(outcome, training_data(subject.held, [target]))
+        figures = measure(outcome, found, subject.held, gold.reference, edited)
     return {
         "seconds": seconds,
         "train_seconds": subject.seconds,
-        "retrain_seconds": gold.seconds,
+        "retrain_seconds": gold.subject.seconds,
         "parameters_changed": outcome.parameters_changed,
+        "rows_changed": len(changed_only(outcome.weights, outcome.twin.table).row_ids),
         **figures,
     }
+
+
+def _as_outcome(gold: Subject) -> Outcome:
+    """The gold standard, whose every weight may be another."""
+    return Outcome(gold.twin, gold.twin.base(torch.empty(0, dtype=torch.int64)), gold.twin.manifest.parameters)
 
 
 def _named(case: Case, name: str) -> Row:

@@ -12,7 +12,7 @@ import numpy as np
 from amnestic_unlearn.bench import ledger
 from amnestic_unlearn.bench.assess import Answers, Held
 from amnestic_unlearn.bench.cells import ORIGINAL, RETRAINED, Case, Plan
-from amnestic_unlearn.bench.judge import ask, enough, measure, training_data
+from amnestic_unlearn.bench.judge import ask, edited_tokens, enough, measure, training_data
 from amnestic_unlearn.bench.ledger import Row
 from amnestic_unlearn.bench.methods import METHODS, digest
 from amnestic_unlearn.bench.run import FORMAT, Tell, Workshop, attempt, claimed, forget, may_pass, precision, provenance
@@ -61,7 +61,7 @@ def _left(case: Case, shop: Workshop, methods: Mapping[str, Forget]) -> list[tup
 
 def retained(answers: Answers, held: Held, forgotten: Sequence[int]) -> float:
     """Macro F1 on the test split of the labels that were not forgotten."""
-    test = held.split == "test"
+    test = held.at("test")
     f1 = f1_by_label(held.truth[test], decide(answers.logits[test], held.thresholds))
     return float(np.delete(f1, list(forgotten)).mean())
 
@@ -89,10 +89,10 @@ def _measured(case: Case, asked: Sequence[str], shop: Workshop, method: Forget) 
     with precision(case.encoder):
         outcome, seconds = forget(method, subject, columns, case, shop.plan)
         answers = ask(outcome, subject.held)
-        data = training_data(subject.held, columns)
+        edited = edited_tokens(outcome, training_data(subject.held, columns))
         rows = []
-        for label, column, gold in zip(asked, columns, golds, strict=True):
-            figures = measure(outcome, answers, subject, gold, data, column, case.seed)
+        for label, gold in zip(asked, golds, strict=True):
+            figures = measure(outcome, answers, subject.held, gold.reference, edited)
             rows.append({"label": label, **{name: figures[name] for name in FIGURES}})
     after, before = (retained(given, subject.held, columns) for given in (answers, subject.answers))
     shared = {"seconds": seconds, "retain_f1": after, "retain_f1_delta": after - before}

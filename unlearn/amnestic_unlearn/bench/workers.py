@@ -82,4 +82,3 @@ def _told(processes: "list[subprocess.Popen[bytes]]") -> Iterator[Row]:
         # A process that was killed may leave half a line.
         elif line.endswith(b"\n"):
             yield json.loads(line)
-
