@@ -73,7 +73,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class _Clock:
+class Clock:
     """Turns a step into a `Progress`, with the time left at the pace so far."""
 
     epochs: int
@@ -130,7 +130,7 @@ def train(
     fall = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps if method.lr_decay else 1)
     objective = Objective.of(twin, data, method, base)
     slots = twin.slots(weights.row_ids)
-    clock = _Clock(len(epochs), steps, time.monotonic())
+    clock = Clock(len(epochs), steps, time.monotonic())
     history: list[Losses] = []
     for number, epoch in enumerate(epochs, start=1):
         measured = []
