@@ -213,7 +213,7 @@ def _outcome(row: ledger.Row) -> str:
     if row["error"]:
         return str(row["error"])
     change = f"change of retain F1 {row['retain_f1_delta']:+.3f}"
-    return f"forget F1 {row['forget_f1']:.3f}, {change}, {row['seconds']:.1f} s"
+    return f"forget F1 {row['forget_f1']:.3f}, {change}, {row['seconds']:.1f} processor s"
 
 
 def _tell(plan: Plan, report: Path | None, as_json: bool) -> None:
@@ -266,7 +266,7 @@ def _table(summary: Sequence[dict[str, "str | Estimate"]]) -> Table:
     from amnestic_unlearn.bench.table import figure
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, title in enumerate(("encoder", "method", "forget F1", "retain F1", "recovery", "seconds")):
+    for number, title in enumerate(("encoder", "method", "forget F1", "retain F1", "recovery", "processor s")):
         table.add_column(title, justify="right" if number > 1 else "left")
     for row in summary:
         texts = (value if isinstance(value, str) else figure(value, 3, plain=True) for value in row.values())

@@ -82,7 +82,7 @@ RECOVERY = Axis("probe recovery (0 retrained, 1 original)", recovery_of("probe_a
 PLOTS = (
     Plot("forget", RETAIN, Axis("best F1 of the label, over chance", mean_of("forget_best_f1_excess")), "lower right"),
     Plot("recovery", RETAIN, RECOVERY, "lower right"),
-    Plot("time", Axis("seconds", mean_of("seconds"), logarithmic=True), RECOVERY, "lower left"),
+    Plot("time", Axis("processor seconds", mean_of("seconds"), logarithmic=True), RECOVERY, "lower left"),
 )
 
 

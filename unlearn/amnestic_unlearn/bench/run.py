@@ -4,13 +4,13 @@ The documents are tokenized once a tokenizer, a classifier asked once, and the g
 fails becomes a row with its reason, and the run goes on.
 """
 
+import dataclasses
 import datetime
 import functools
 import itertools
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -80,7 +80,7 @@ class Workshop:
             model = trained(self.plan.models, Path(case.source.path), case.encoder, case.seed)
             set_threads(case.encoder, self.plan)
             with transformers_silent():
-                twin = twins.from_checkpoint(model.checkpoint, attention(case.encoder))
+                twin = twins.from_checkpoint(model.checkpoint, mixed(case.encoder))
             self._subject = key, self._asked(case, twin, model.checkpoint, model.seconds)
         return self._subject[1]
 
@@ -96,7 +96,7 @@ class Workshop:
             model = trained(self.plan.models, Path(case.source.path), case.encoder, case.seed, target)
             set_threads(case.encoder, self.plan)
             with transformers_silent():
-                twin = load_retrained(model.checkpoint, labels, attention(case.encoder))
+                twin = load_retrained(model.checkpoint, labels, mixed(case.encoder))
             gold = self._asked(case, twin, model.checkpoint, model.seconds)
             column = labels.index(target)
             golds[target] = Gold(gold, refer(original.answers, gold.answers, original.held, column, case.seed))
@@ -108,8 +108,7 @@ class Workshop:
         if key not in self._tokens:
             self._tokens[key] = twin.tokenize([document.text for document in documents])
         held = hold(documents, twin, self._tokens[key])
-        with precision(case.encoder):
-            return Subject(twin, held, ask(unchanged(twin, training_data(held, ()), 0, _silent), held), seconds)
+        return Subject(twin, held, ask(unchanged(twin, training_data(held, ()), 0, _silent), held), seconds)
 
 
 def run(plan: Plan, tell: Tell, methods: Mapping[str, Forget] = METHODS) -> None:
@@ -185,23 +184,18 @@ def attempt(work: Callable[[], Row]) -> Row:
         return {"error": reason_of(error)}
 
 
-def forget(method: Forget, subject: Subject, targets: Sequence[int], case: Case, plan: Plan) -> tuple[Outcome, float]:
-    """The outcome, and the wall-clock seconds that forgetting took."""
+def forget(method: Forget, subject: Subject, targets: Sequence[int], case: Case, plan: Plan) -> tuple[Outcome, Row]:
+    """The outcome, and what it took: processor seconds, as training is timed, and seconds on the wall."""
     set_threads(case.encoder, plan)
     data = training_data(subject.held, targets)
-    begin = time.monotonic()
+    begin, busy = time.monotonic(), time.process_time()
     outcome = method(subject.twin, data, case.seed, _silent)
-    return outcome, time.monotonic() - begin
+    return outcome, {"seconds": time.process_time() - busy, "wall_seconds": time.monotonic() - begin}
 
 
-def precision(encoder: BenchEncoder) -> AbstractContextManager[Any]:
+def mixed(encoder: BenchEncoder) -> bool:
     """Forgetting and evaluation run in the precision that the encoder was trained in."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=encoder.training.precision == "bf16")
-
-
-def attention(encoder: BenchEncoder) -> str:
-    """The fused attention's backward pass is slow in bfloat16 on a CPU."""
-    return "eager" if encoder.training.precision == "bf16" else "sdpa"
+    return encoder.training.precision == "bf16"
 
 
 def set_threads(encoder: BenchEncoder, plan: Plan) -> None:
@@ -240,21 +234,18 @@ def _prepare(case: Case, shop: Workshop) -> Row:
 def _measured(case: Case, name: str, shop: Workshop, methods: Mapping[str, Forget]) -> Row:
     subject, gold = shop.subject(case), shop.gold(case, case.target)
     target = subject.held.labels.index(case.target)
-    with precision(case.encoder):
-        if name == RETRAINED:
-            outcome, seconds = _as_outcome(gold.subject), gold.subject.seconds
-        else:
-            outcome, seconds = forget(methods[name], subject, [target], case, shop.plan)
-        found = ask(outcome, subject.held)
-        edited = edited_tokens(outcome, training_data(subject.held, [target]))
-        figures = measure(outcome, found, subject.held, gold.reference, edited)
+    if name == RETRAINED:
+        outcome, took = _as_outcome(gold.subject), {"seconds": gold.subject.seconds}
+    else:
+        outcome, took = forget(methods[name], subject, [target], case, shop.plan)
+    edited = edited_tokens(outcome, training_data(subject.held, [target]))
     return {
-        "seconds": seconds,
+        **took,
         "train_seconds": subject.seconds,
         "retrain_seconds": gold.subject.seconds,
         "parameters_changed": outcome.parameters_changed,
         "rows_changed": len(changed_only(outcome.weights, outcome.twin.table).row_ids),
-        **figures,
+        **measure(outcome, ask(outcome, subject.held), subject.held, gold.reference, edited),
     }
 
 
@@ -271,7 +262,9 @@ def _settings(case: Case, name: str, shop: Workshop, methods: Mapping[str, Forge
     """A digest of all that decides a row: the method's settings, how the classifier was trained, the corpus."""
     encoder = case.encoder
     how = RETRAINED if name == RETRAINED else methods[name]
-    return digest(FORMAT, how, encoder.training, encoder.package, encoder.path, shop.corpus_digest(case))
+    # As of a model's recipe, threads are no part of it.
+    training = dataclasses.replace(encoder.training, threads=0)
+    return digest(FORMAT, how, training, encoder.package, encoder.path, shop.corpus_digest(case))
 
 
 def _silent(progress: Progress) -> None:

@@ -4,6 +4,7 @@ After each request every label forgotten so far is measured again, so a request 
 so does what each further one costs.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from amnestic_unlearn.bench.cells import ORIGINAL, RETRAINED, Case, Plan
 from amnestic_unlearn.bench.judge import ask, edited_tokens, enough, measure, training_data
 from amnestic_unlearn.bench.ledger import Row
 from amnestic_unlearn.bench.methods import METHODS, digest
-from amnestic_unlearn.bench.run import FORMAT, Tell, Workshop, attempt, claimed, forget, may_pass, precision, provenance
+from amnestic_unlearn.bench.run import FORMAT, Tell, Workshop, attempt, claimed, forget, may_pass, provenance
 from amnestic_unlearn.forgetting import Forget
 from amnestic_unlearn.measures import decide, f1_by_label
 
@@ -86,16 +87,15 @@ def _measured(case: Case, asked: Sequence[str], shop: Workshop, method: Forget) 
     subject = shop.subject(case)
     golds = [shop.gold(case, label) for label in asked]
     columns = [subject.held.labels.index(label) for label in asked]
-    with precision(case.encoder):
-        outcome, seconds = forget(method, subject, columns, case, shop.plan)
-        answers = ask(outcome, subject.held)
-        edited = edited_tokens(outcome, training_data(subject.held, columns))
-        rows = []
-        for label, gold in zip(asked, golds, strict=True):
-            figures = measure(outcome, answers, subject.held, gold.reference, edited)
-            rows.append({"label": label, **{name: figures[name] for name in FIGURES}})
+    outcome, took = forget(method, subject, columns, case, shop.plan)
+    answers = ask(outcome, subject.held)
+    edited = edited_tokens(outcome, training_data(subject.held, columns))
+    rows = []
+    for label, gold in zip(asked, golds, strict=True):
+        figures = measure(outcome, answers, subject.held, gold.reference, edited)
+        rows.append({"label": label, **{name: figures[name] for name in FIGURES}})
     after, before = (retained(given, subject.held, columns) for given in (answers, subject.answers))
-    shared = {"seconds": seconds, "retain_f1": after, "retain_f1_delta": after - before}
+    shared = {**took, "retain_f1": after, "retain_f1_delta": after - before}
     return [{**row, **shared} for row in rows]
 
 
@@ -113,5 +113,5 @@ def _key(case: Case, name: str) -> Row:
 
 def _settings(case: Case, method: Forget, shop: Workshop) -> str:
     encoder = case.encoder
-    how = encoder.training, encoder.package, encoder.path, case.source.targets
+    how = dataclasses.replace(encoder.training, threads=0), encoder.package, encoder.path, case.source.targets
     return digest(FORMAT, method, *how, shop.corpus_digest(case))

@@ -19,7 +19,7 @@ def sequence_table(rows: Sequence[Row]) -> str:
     """A row a way of forgetting and request, encoder by encoder, ending in a line break."""
     found = _latest(rows)
     body = list(_lines([row for row in found if not row["error"]]))
-    header = ["", "request", "forget F1", "worst forget F1", "probe recovery", "change of retain F1", "seconds"]
+    header = ["", "request", "forget F1", "worst forget F1", "probe recovery", "change of retain F1", "processor s"]
     failed = sum(bool(row["error"]) for row in found)
     note = f"\n{failed} requests failed.\n" if failed else ""
     return f"{TITLE}\n{markdown(header, body)}{note}"

@@ -35,7 +35,7 @@ FORGETTING = (
     Column("retain F1", mean_of("retain_f1")),
     Column("change of retain F1", mean_of("retain_f1_delta")),
     Column("worst label's change", mean_of("retain_worst_delta")),
-    Column("seconds", mean_of("seconds"), 1),
+    Column("processor s", mean_of("seconds"), 1),
     Column("weights changed", mean_of("parameters_changed"), 0),
 )
 ATTACKS = (
@@ -54,7 +54,7 @@ BY_CORPUS = (
     Column("probe AUROC", mean_of("probe_auroc")),
     Column("probe recovery", recovery_of("probe_auroc"), 2),
     Column("bypass recall", mean_of("bypass_recall")),
-    Column("seconds", mean_of("seconds"), 1),
+    Column("processor s", mean_of("seconds"), 1),
 )
 
 
@@ -66,7 +66,7 @@ def tables(results: Results, cells: Sequence[Key]) -> str:
         if not chosen(results, encoder=encoder):
             continue
         parts.append(f"### Encoder `{encoder}`\n")
-        parts.append("What forgetting gives and costs; for `retrained`, `seconds` is its training.\n")
+        parts.append("What forgetting gives and costs; for `retrained`, the seconds are its training's.\n")
         parts.append(_table(results, FORGETTING, methods, encoder=encoder))
         parts.append("What an attacker recovers.\n")
         parts.append(_table(results, ATTACKS, methods, encoder=encoder))
