@@ -1,7 +1,7 @@
 """The figures of a report: what forgetting costs, what an attacker recovers, and how long it took.
 
-A point is the mean of a way of forgetting over corpora, labels and seeds, a panel an encoder. Colours are those of
-Okabe and Ito (2008), which colour-blind people tell apart, and each family has a marker of its own besides.
+A point is the mean of a way of forgetting over corpora, labels and seeds, a panel an encoder. Colours follow Okabe and
+Ito (2008), so that colour-blind people tell them apart, and each family has a marker of its own besides.
 """
 
 import math
@@ -25,7 +25,7 @@ FAMILIES = {
     "STEU": ("#D55E00", "o"),
     "head alone": ("#0072B2", "^"),
     "fine-tuned encoder": ("#009E73", "D"),
-    "erased features": ("#CC79A7", "P"),
+    "erased features": ("#A0467C", "P"),
 }
 FAMILY_OF = {
     "original": "yardsticks",
@@ -56,6 +56,8 @@ STYLE = {
 # Where a label may stand: so many points away from its marker, in so many directions.
 DISTANCES = (7.0, 14.0, 22.0, 32.0, 44.0, 58.0, 74.0, 92.0)
 DIRECTIONS = 16
+# From this distance on a line leads to the point.
+FIRST_LED = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,38 +170,54 @@ def _label(figure: Figure, place: Any, found: Sequence[Point]) -> None:
     at = {point.name: place.transData.transform((point.across, point.up)) for point in found}
     taken = [Bbox.from_extents(x - 4 * scale, y - 4 * scale, x + 4 * scale, y + 4 * scale) for x, y in at.values()]
     for point in sorted(found, key=lambda point: (point.across, point.up)):
-        label = place.annotate(point.name, (point.across, point.up), (0, 0), fontsize=8, textcoords="offset points")
+        colour, _ = FAMILIES[family(point.name)]
+        style = {"fontsize": 8, "color": colour, "textcoords": "offset points"}
+        label = place.annotate(point.name, (point.across, point.up), (0, 0), **style)
         size = label.get_window_extent(renderer)
-        box, offset = _free(at[point.name], size.width, size.height, taken, inside, scale)
-        taken.append(box)
-        label.set_position(offset)
-        if math.hypot(*offset) > DISTANCES[1] + size.width / scale:
-            line = {"arrowstyle": "-", "color": "#999999", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
+        others = [other for name, other in at.items() if name != point.name]
+        spot = _spot(at[point.name], others, size.width, size.height, taken, inside, scale)
+        taken.append(spot.box)
+        label.set_position(spot.offset)
+        if spot.led:
+            line = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
             label.remove()
-            place.annotate(
-                point.name, (point.across, point.up), offset, fontsize=8, textcoords="offset points", arrowprops=line
-            )
+            place.annotate(point.name, (point.across, point.up), spot.offset, arrowprops=line, **style)
 
 
-def _free(
-    at: Any, width: float, height: float, taken: Sequence[Bbox], inside: Bbox, scale: float
-) -> tuple[Bbox, tuple[float, float]]:
-    """The label's box in pixels and the offset of its lower left corner in points: the first that hits nothing."""
-    best: tuple[int, Bbox, tuple[float, float]] | None = None
-    for distance in DISTANCES:
+@dataclass(frozen=True, slots=True)
+class _Spot:
+    """Where a label stands: its box in pixels, its lower left corner from the point in points; `led` to by a line."""
+
+    box: Bbox
+    offset: tuple[float, float]
+    led: bool
+
+
+def _spot(
+    at: Any, others: Sequence[Any], width: float, height: float, taken: Sequence[Bbox], inside: Bbox, scale: float
+) -> _Spot:
+    """The nearest spot that hits nothing and, without a line, is nearer to no other point; else the least bad."""
+    best: tuple[int, _Spot] | None = None
+    for number, distance in enumerate(DISTANCES):
         for step in range(DIRECTIONS):
             angle = 2 * math.pi * step / DIRECTIONS
             # The edge of the box that faces the point is what lies at the distance.
             x = at[0] + math.cos(angle) * (distance * scale + width / 2) - width / 2
             y = at[1] + math.sin(angle) * (distance * scale + height / 2) - height / 2
             box = Bbox.from_bounds(x, y, width, height)
+            spot = _Spot(box, ((x - at[0]) / scale, (y - at[1]) / scale), led=number >= FIRST_LED)
             hits = sum(box.overlaps(other) for other in taken)
             outside = not (inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1)
-            offset = (x - at[0]) / scale, (y - at[1]) / scale
-            if not hits and not outside:
-                return box, offset
-            cost = hits + 2 * outside
+            unclear = not spot.led and any(_gap(box, other) < 1.5 * _gap(box, at) for other in others)
+            cost = 2 * hits + 4 * outside + unclear
+            if not cost:
+                return spot
             if best is None or cost < best[0]:
-                best = cost, box, offset
+                best = cost, spot
     assert best is not None
-    return best[1], best[2]
+    return best[1]
+
+
+def _gap(box: Bbox, at: Any) -> float:
+    """Pixels from a point to the nearest edge of a box."""
+    return math.hypot(max(box.x0 - at[0], 0, at[0] - box.x1), max(box.y0 - at[1], 0, at[1] - box.y1))
