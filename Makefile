@@ -36,8 +36,9 @@ proto: $(STAMP) ## generate the stubs
 proto-check: $(STAMP) ## the committed stubs are those of the proto files
 	$(BIN)/python proto/generate.py --check
 
-bench: $(STAMP) ## measure serving beside its ceiling
+bench: $(STAMP) ## measure serving beside its ceiling, and forgetting beside retraining
 	$(BIN)/amnestic bench serve
+	$(BIN)/amnestic bench unlearn --quick
 
 clean: ## remove what was built
 	rm -rf $(VENV) build dist out

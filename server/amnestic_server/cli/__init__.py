@@ -22,7 +22,7 @@ COMMANDS = {
     "versions": "list the versions of a running server",
     "rollback": "make an earlier version the active one",
     "corpus": "import and describe corpora",
-    "bench": "measure a server beside its ceiling",
+    "bench": "measure serving beside its ceiling, and forgetting beside retraining",
 }
 
 

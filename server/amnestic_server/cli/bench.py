@@ -1,4 +1,4 @@
-"""`amnestic bench`: what serving reaches, beside what it could reach at best, in the same run."""
+"""`amnestic bench`: what serving reaches, beside what it could reach at best, and what forgetting does."""
 
 import dataclasses
 import json
@@ -11,6 +11,7 @@ from rich.table import Table
 
 from amnestic_server.bench.serving import Phase, ServingResult, Summary, run
 from amnestic_server.bench.shapes import SHAPES, random_bundle
+from amnestic_server.cli import bench_unlearn
 from amnestic_unlearn import corpus as corpora
 
 EXAMPLE = """\b
@@ -22,7 +23,10 @@ Examples:
 
 @click.group()
 def command() -> None:
-    """Measure a server beside its ceiling."""
+    """Measure serving beside its ceiling, and forgetting beside retraining."""
+
+
+command.add_command(bench_unlearn.unlearn)
 
 
 @command.command(epilog=EXAMPLE)

@@ -137,12 +137,12 @@ class Reference:
     retrained_attacked: Attacked
 
 
-def hold(documents: Sequence[Document], twin: Twin) -> Held:
-    """A corpus through the tokenizer, labels and thresholds of the original model."""
+def hold(documents: Sequence[Document], twin: Twin, tokens: Sequence[Tokens] | None = None) -> Held:
+    """A corpus through the tokenizer, labels and thresholds of the original model; `tokens` if it was tokenized."""
     labels, texts = twin.manifest.labels, [document.text for document in documents]
     return Held(
         texts,
-        twin.tokenize(texts),
+        twin.tokenize(texts) if tokens is None else tokens,
         corpus.truth(documents, labels),
         [document.group for document in documents],
         np.array([document.split for document in documents]),

@@ -1,0 +1,100 @@
+"""Which cells there are, in what order, and what tells one setting of a way of forgetting from another."""
+
+import dataclasses
+import functools
+import json
+
+import pytest
+from tiny import TINY
+
+from amnestic_unlearn.bench import matrix
+from amnestic_unlearn.bench.cells import Plan, Source
+from amnestic_unlearn.bench.methods import METHOD_NAMES, METHODS, Steu, digest
+from amnestic_unlearn.spec import Method
+from amnestic_unlearn.train_settings import TrainError
+
+OTHER = dataclasses.replace(TINY, name="other", path="/somewhere")
+PLAN = Plan(
+    out="out",
+    sources=(Source("one", "one.csv", ("a", "b")), Source("two", "two.csv", ("c",))),
+    encoders=(TINY, OTHER),
+    seeds=(0, 1),
+    methods=("original", "paper"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    value: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class OtherRate:
+    value: float = 0.2
+
+
+def usual(twin, rate: Rate | None = None):
+    pass
+
+
+def unusual(twin, rate: OtherRate | None = None):
+    pass
+
+
+def test_a_seed_is_whole_before_the_next_begins():
+    cases = [case.key for case in PLAN.cases()]
+    assert cases[:3] == [("one", "tiny", 0, "a"), ("one", "tiny", 0, "b"), ("two", "tiny", 0, "c")]
+    assert [seed for _, _, seed, _ in cases] == [0] * 6 + [1] * 6
+    assert len(set(cases)) == 12
+    assert PLAN.cells()[:2] == [("one", "tiny", 0, "a", "original"), ("one", "tiny", 0, "a", "paper")]
+    assert len(PLAN.cells()) == 24
+
+
+def test_a_sequence_has_one_case_a_classifier():
+    cases = [case.key for case in dataclasses.replace(PLAN, sequence=True).cases()]
+    assert cases[:3] == [("one", "tiny", 0, ""), ("two", "tiny", 0, ""), ("one", "other", 0, "")]
+    assert len(cases) == 8
+
+
+def test_a_plan_comes_back_from_its_file(tmp_path):
+    PLAN.write(tmp_path / "plan.json")
+    assert Plan.read(tmp_path / "plan.json") == PLAN
+
+
+def test_settings_are_told_apart_and_equal_ones_are_not():
+    settings = [
+        Steu(Method()),
+        Steu(Method(k=255)),
+        METHODS["bias-edit"],
+        METHODS["zero-row"],
+        functools.partial(METHODS["bias-edit"], settings=Rate()),
+        functools.partial(METHODS["bias-edit"], settings=Rate(0.3)),
+        usual,
+        unusual,
+    ]
+    assert len({digest(each) for each in settings}) == len(settings)
+    assert digest(Steu(Method()), TINY.training) == digest(Steu(Method(k=256)), dataclasses.replace(TINY.training))
+    assert digest(Steu(Method())) != digest(Steu(Method()), 1)
+
+
+def test_settings_that_a_function_makes_itself_count(monkeypatch):
+    before = digest(usual)
+    monkeypatch.setattr(Rate, "__init__", lambda self, value=0.5: object.__setattr__(self, "value", value))
+    assert digest(usual) != before
+
+
+def test_every_way_of_forgetting_has_settings_of_its_own():
+    digests = {digest(METHODS[name]) for name in METHOD_NAMES if name != "retrained"}
+    assert len(digests) == len(METHOD_NAMES) - 1
+    assert set(matrix.QUICK_METHODS) <= set(METHOD_NAMES)
+
+
+def test_only_a_pretrained_checkpoint_is_taken_as_an_encoder(tmp_path, checkpoint):
+    with pytest.raises(TrainError, match="trained classifier"):
+        matrix.pretrained(checkpoint)
+    with pytest.raises(TrainError, match="not a checkpoint"):
+        matrix.pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    encoder = matrix.pretrained(tmp_path)
+    assert encoder.name == tmp_path.name
+    assert encoder.checkpoint() == str(tmp_path)

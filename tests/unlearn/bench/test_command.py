@@ -1,0 +1,100 @@
+"""`amnestic bench unlearn` from the command line, on the tiny matrix."""
+
+import gzip
+import json
+
+import pytest
+from click.testing import CliRunner
+from tiny import TINY
+
+from amnestic_server.cli import bench_unlearn
+from amnestic_unlearn import corpus as corpora
+from amnestic_unlearn.bench import ledger, matrix, workers
+
+
+@pytest.fixture(autouse=True)
+def encoders(monkeypatch):
+    monkeypatch.setattr(matrix, "ENCODERS", {"tiny": TINY})
+
+
+def call(*arguments):
+    return CliRunner().invoke(bench_unlearn.unlearn, [str(argument) for argument in arguments])
+
+
+def collection(path):
+    """300 rows as the published files are derived to, with one label of 150 and one too rare to be kept."""
+    path.parent.mkdir(parents=True)
+    with gzip.open(path, "wt") as file:
+        for number in range(300):
+            labels = ["Urology"] * (number % 2) + ["Rare"] * (number % 10 == 0)
+            file.write(json.dumps({"id": number, "text": f"note {number}", "labels": labels}) + "\n")
+
+
+def test_it_runs_what_is_left_and_reports_it(elsewhere, corpus_path, tmp_path):
+    given = ("--corpus", corpus_path, "--target", "alpha", "--encoder", "tiny", "--seed", 0, "--out", elsewhere.out)
+    given += ("--method", "original", "--method", "zero-row", "--report", tmp_path / "docs", "--json")
+    result = call(*given)
+    assert result.exit_code == 0, result.output
+    assert "1/2  toy, tiny, seed 0, alpha: original: forget F1 " in result.stderr
+    assert "2/2  toy, tiny, seed 0, alpha: zero-row: forget F1 0.000" in result.stderr
+    told = json.loads(result.stdout.splitlines()[-1])
+    assert (told["cells"], told["measured"]) == (2, 2)
+    rows = ledger.read(elsewhere.results)
+    assert told["summary"][1]["forget_f1"]["value"] == rows[1]["forget_f1"] == 0
+    assert "`zero-row`" in (tmp_path / "docs" / "unlearning.md").read_text()
+    assert len((elsewhere.results.parent / "results.csv").read_text().splitlines()) == 3
+    before = elsewhere.results.read_bytes()
+    again = call(*given)
+    assert "nothing is left to run" in again.stderr
+    assert again.stdout == result.stdout
+    assert elsewhere.results.read_bytes() == before
+
+
+def test_a_report_alone_runs_nothing(plan, told, corpus_path, monkeypatch):
+    monkeypatch.setattr(workers, "run", None)
+    given = ("--corpus", corpus_path, "--target", "beta", "--encoder", "tiny", "--seed", 0, "--out", plan.out)
+    result = call(*given, "--report-only")
+    assert result.exit_code == 0, result.output
+    assert "4 of " in result.output and " cells measured" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--corpus", "TOY"), "is a file of your own: give --target"),
+        (("--corpus", "TOY", "--target", "omega"), "no corpus has the label 'omega'"),
+        (("--corpus", "nowhere.csv", "--target", "alpha"), "is neither a file nor one of eicu, mtsamples, codiesp"),
+        (("--corpus", "TOY", "--target", "alpha", "--method", "none"), "no method 'none'; there are original"),
+        (("--corpus", "TOY", "--target", "alpha", "--encoder", "none"), "none is not a checkpoint"),
+        (("--corpus", "mtsamples"), "no corpus is left to run on"),
+    ],
+)
+def test_what_cannot_be_run_is_said(arguments, text, corpus_path, tmp_path):
+    given = [corpus_path if argument == "TOY" else argument for argument in arguments]
+    result = call(*given, "--out", tmp_path)
+    assert result.exit_code != 0
+    assert text in " ".join(result.output.split())
+
+
+def test_collections_that_are_not_at_hand_are_skipped_with_the_reason(corpus_path, tmp_path):
+    result = call(
+        "--corpus", "codiesp", "--corpus", corpus_path, "--target", "alpha", "--out", tmp_path, "--report-only"
+    )
+    assert result.exit_code == 0, result.output
+    assert "skipping codiesp: it is not shipped" in result.output and "codiesp.jsonl.gz" in result.output
+
+
+def test_collections_are_made_once_from_their_folder(tmp_path):
+    collection(tmp_path / "data" / "mtsamples" / "mtsamples_multilabel.jsonl.gz")
+    path = bench_unlearn._corpus("mtsamples", tmp_path / "data", tmp_path / "corpora")
+    assert {label for document in corpora.read(path) for label in document.labels} == {"Urology"}
+    made = path.read_bytes()
+    assert bench_unlearn._corpus("mtsamples", None, tmp_path / "corpora") == path
+    assert path.read_bytes() == made
+    assert bench_unlearn._corpus("codiesp", tmp_path / "data", tmp_path / "corpora") is None
+
+
+def test_the_shipped_corpus_is_copied_under_its_name(tmp_path):
+    path = bench_unlearn._corpus("eicu", None, tmp_path)
+    assert path.name == "eicu.parquet"
+    assert corpora.digest(path) == corpora.digest(corpora.SHIPPED)

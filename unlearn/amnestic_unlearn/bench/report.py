@@ -1,0 +1,78 @@
+"""Writes the report of a benchmark: figures, the rows as CSV, and the tables into a page that people write too.
+
+The page keeps whatever stands outside the markers. The same rows always give the same bytes.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from amnestic_unlearn.bench.ledger import Row, write_csv
+from amnestic_unlearn.bench.plots import PLOTS, draw
+from amnestic_unlearn.bench.sequence_table import sequence_table
+from amnestic_unlearn.bench.summary import Key, latest
+from amnestic_unlearn.bench.table import tables
+
+PAGE = "unlearning.md"
+BEGIN = "<!-- tables: written by `amnestic bench unlearn --report` -->"
+END = "<!-- end of tables -->"
+HEAD = f"""# Unlearning
+
+`amnestic bench unlearn` runs every way of forgetting on every corpus, encoder, label and seed, and measures each beside
+the model before and beside the gold standard, a model that was trained without the label. Intervals are the 95 %
+percentile bootstrap over cells. A recovery is a ratio of summed differences: 0 is the gold standard, 1 the model
+before; it is not told where the two lie too close together.
+
+{BEGIN}
+{END}
+"""
+CAPTIONS = {
+    "forget": "The label's best F1 against the change of retain F1",
+    "recovery": "What a fresh probe recovers against the change of retain F1",
+    "time": "Seconds against what a fresh probe recovers",
+}
+
+
+class ReportError(ValueError):
+    """The page has no place for the tables. The text names it."""
+
+
+def write(rows: Sequence[Row], sequence: Sequence[Row], cells: Sequence[Key], folder: Path) -> Path:
+    """Write the report of a plan's cells to a folder and return its page. Raises ReportError."""
+    page = folder / PAGE
+    before, after = _around(page)
+    folder.mkdir(parents=True, exist_ok=True)
+    results = latest(rows, cells)
+    plots = draw(results, cells, folder)
+    write_csv(list(results.values()), folder / "unlearning.csv")
+    parts = [_made_with(results.values()), tables(results, cells)]
+    parts += [f"![{CAPTIONS[plot.name]}]({path.name})\n" for plot in PLOTS for path in plots if plot.name in path.stem]
+    if sequence:
+        parts.append(sequence_table(sequence))
+    partial = page.with_name(f".{PAGE}.partial")
+    partial.write_text("\n".join([before + BEGIN + "\n", *parts, END + after]), encoding="utf-8")
+    partial.replace(page)
+    return page
+
+
+def _around(page: Path) -> tuple[str, str]:
+    text = page.read_text(encoding="utf-8") if page.exists() else HEAD
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ReportError(f"{page.name} lacks the lines between which the tables stand:\n{BEGIN}\n{END}")
+    return before, after
+
+
+def _made_with(rows: Iterable[Row]) -> str:
+    """Machines, versions and days of the rows, one line."""
+    measured = list(rows)
+
+    def every(name: str) -> str:
+        return ", ".join(sorted({str(row[name]) for row in measured if row.get(name)}))
+
+    days = sorted({row["date"][:10] for row in measured})
+    span = " to ".join(dict.fromkeys((days[0], days[-1]))) if days else "not run"
+    return (
+        f"{span}; {every('cpu')}; threads {every('threads')}; precision {every('precision')};"
+        f" torch {every('torch')}, transformers {every('transformers')}, Amnestic {every('amnestic')}.\n"
+    )
