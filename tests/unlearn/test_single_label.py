@@ -200,9 +200,7 @@ def test_the_objective_compares_with_the_base_over_the_labels_to_keep(
         torch.testing.assert_close(soft[row], expected, rtol=1e-5, atol=1e-6)
     noisy = base + torch.randn(base.shape, generator=torch.Generator().manual_seed(0))
     weights = model.base(torch.empty(0, dtype=torch.int64))
-    loss, losses = steu.Objective.of(model, data, method, base)(
-        noisy[step.forget], noisy[step.retain], weights, step
-    )
+    loss, losses = steu.Objective.of(model, data, method, base)(noisy[step.forget], noisy[step.retain], weights, step)
     forgotten, kept = (twin.head(noisy[rows], weights) for rows in (step.forget, step.retain))
     assert losses.forget == pytest.approx(steu.softmax_forget_loss(forgotten, targets).item())
     assert losses.utility == pytest.approx(plain_utility(kept, soft[step.retain], data.others), rel=1e-5)
