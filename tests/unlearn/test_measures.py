@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amnestic_unlearn.measures import auroc, best_threshold, decide, f1_by_label, sigmoid
+from amnestic_unlearn.measures import (
+    MOST_CHANCE,
+    auroc,
+    best_threshold,
+    chance_excess,
+    decide,
+    f1_by_label,
+    sigmoid,
+    two_sided,
+)
 
 scored = st.lists(st.tuples(st.booleans(), st.integers(0, 8)), min_size=1, max_size=30)
 
@@ -57,3 +66,24 @@ def test_no_threshold_beats_the_best_one(pairs):
         assert f1(found) == pytest.approx(max(f1(cut / 16) for cut in range(18)))
     else:
         assert found == 0.5
+
+
+def test_two_sided_does_not_care_which_way_round_a_score_is():
+    truth, score = np.array([True, False, True, False]), np.array([0.1, 0.7, 0.3, 0.2])
+    assert two_sided(auroc(truth, score)) == two_sided(auroc(truth, -score)) == 0.75
+    assert math.isnan(two_sided(float("nan")))
+
+
+@pytest.mark.parametrize(("positives", "negatives"), [(58, 248), (12, 100), (20, 20)])
+def test_chance_keeps_within_its_excess_19_times_in_20(positives, negatives):
+    truth = np.arange(positives + negatives) < positives
+    excess, random = chance_excess(truth), np.random.default_rng(0)
+    strayed = [abs(auroc(truth, random.random(len(truth))) - 0.5) > excess for _ in range(2_000)]
+    assert 0.035 < np.mean(strayed) < 0.065
+
+
+def test_chance_is_bounded_where_documents_are_few_and_undefined_without_any():
+    assert chance_excess(np.arange(50) < 1) == MOST_CHANCE
+    assert chance_excess(np.arange(5_000) < 2_500) < 0.02
+    assert math.isnan(chance_excess(np.zeros(3, dtype=bool)))
+    assert math.isnan(chance_excess(np.ones(3, dtype=bool)))
