@@ -25,6 +25,7 @@ from amnestic_server.metrics import Metrics
 from amnestic_server.prediction import Predictor
 from amnestic_server.rpc import PredictionService, UnlearningService
 from amnestic_server.settings import Settings, available_cpus
+from amnestic_server.snapshot import BASE_VERSION, Snapshots
 from amnestic_server.store import Store
 from amnestic_server.tokenizer import DocumentTokenizer
 from amnestic_server.versions import Versions, load_snapshots
@@ -77,7 +78,7 @@ async def serve(settings: Settings) -> None:
         )
         stack.callback(batcher.close)
         metrics.watch_queue(lambda: batcher.queue_rows, lambda: batcher.queue_tokens, lambda: batcher.open_documents)
-        evaluator, counts = _evaluation(bundle, batcher, tokenizer, documents)
+        evaluator, counts = _evaluation(bundle, batcher, tokenizer, documents, snapshots)
         documents.clear()
         versions = Versions(bundle, store, snapshots, engine, evaluator, metrics)
         jobs = Jobs(
@@ -178,12 +179,17 @@ def _load_corpus(settings: Settings, bundle: Bundle) -> list[Document]:
 
 
 def _evaluation(
-    bundle: Bundle, batcher: Batcher, tokenizer: DocumentTokenizer, documents: Sequence[Document]
+    bundle: Bundle,
+    batcher: Batcher,
+    tokenizer: DocumentTokenizer,
+    documents: Sequence[Document],
+    snapshots: Snapshots,
 ) -> tuple[Evaluator | None, LabelCounts | None]:
     gate = [document for document in documents if document.split == "gate"]
     if not gate:
         return None, None
-    evaluator = Evaluator(batcher, bundle.manifest, GateDocuments.of(gate, bundle.manifest.labels, tokenizer))
+    gate_documents = GateDocuments.of(gate, bundle.manifest.labels, tokenizer)
+    evaluator = Evaluator(batcher, bundle.manifest, gate_documents, snapshots.get(BASE_VERSION))
     counts = {
         split: Counter(label for document in documents if document.split == split for label in document.labels)
         for split in ("train", "gate")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from amnestic_server import gates
 from amnestic_server.bundle import Bundle
 from amnestic_server.engine import Engine
-from amnestic_server.evaluation import Evaluator
+from amnestic_server.evaluation import Evaluator, Figures
 from amnestic_server.gates import Gate
 from amnestic_server.snapshot import Snapshot, patched_snapshot
 from amnestic_server.worker import WorkerError
@@ -36,10 +36,10 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What was found of a candidate on the served path: every gate, and F1 by label."""
+    """What was found of a candidate on the served path."""
 
     gates: list[Gate]
-    f1: dict[str, float]
+    figures: Figures
 
     @property
     def passed(self) -> bool:
@@ -63,28 +63,27 @@ def load(folder: Path, forgotten: tuple[str, ...], bundle: Bundle, device: torch
 class Judge:
     """Measures candidates against the base, on the served path: the same engine, precision and queue as callers."""
 
-    def __init__(self, bundle: Bundle, engine: Engine, evaluator: Evaluator, base: Snapshot) -> None:
+    def __init__(self, bundle: Bundle, engine: Engine, evaluator: Evaluator) -> None:
         self._bundle = bundle
         self._engine = engine
         self._evaluator = evaluator
-        self._base = base
-        self._base_logits: NDArray[np.float32] | None = None
 
     async def judge(self, candidate: Candidate, limits: GateLimits) -> Judgement:
         """Every gate, whether or not one before it failed."""
-        evaluator, patch = self._evaluator, candidate.patch
-        if self._base_logits is None:
-            self._base_logits = await evaluator.logits(self._base)
-        served = await evaluator.logits(candidate.snapshot)
-        # Both as of a version that has forgotten the same: a single-label base is measured on the same documents.
-        base_f1, f1 = (evaluator.f1(logits, patch.forgotten) for logits in (self._base_logits, served))
+        evaluator, forgotten = self._evaluator, candidate.patch.forgotten
+        served = await evaluator.answers(candidate.snapshot)
+        figures = await evaluator.figures(served, forgotten)
+        # As of a version that has forgotten the same: a single-label base is measured on the same documents.
+        base_f1 = await evaluator.base_f1(forgotten)
+        chance = {label: evaluator.chance(label) for label in forgotten}
         conditions = [
-            *gates.behaviour(base_f1, f1, patch.forgotten, limits),
+            *gates.forgetting(figures, chance, limits),
+            *gates.retention(base_f1, figures.f1, forgotten, limits),
             gates.encoder_unchanged(await asyncio.to_thread(self._changed_digests, candidate)),
             gates.only_declared_changed(await asyncio.to_thread(self._wrongly_changed_rows, candidate)),
-            gates.logit_difference(candidate.torch_logits, served, limits),
+            gates.logit_difference(candidate.torch_logits, served.logits, limits),
         ]
-        return Judgement(conditions, f1)
+        return Judgement(conditions, figures)
 
     def _changed_digests(self, candidate: Candidate) -> int:
         in_onnx = file_digest(self._bundle.encoder) != self._bundle.manifest.files[ENCODER_ONNX]

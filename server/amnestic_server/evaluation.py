@@ -2,8 +2,9 @@
 callers, at lower priority than they.
 """
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from amnestic_server.batcher import Batcher
 from amnestic_server.snapshot import Snapshot
 from amnestic_server.tokenizer import DocumentTokenizer, Encoded
 from amnestic_unlearn import corpus as corpora
-from amnestic_unlearn import measures
+from amnestic_unlearn import measures, probe
 from amnestic_unlearn.corpus import Document
 from amnestic_unlearn.manifest import Manifest
 
@@ -21,38 +22,115 @@ CHUNK = 256
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GateDocuments:
-    """Token ids of the gate split, and what is true of them: bool [N, C]. The texts themselves are not kept."""
+    """Token ids of the gate split, and what is true of them: bool [N, C]. The texts themselves are not kept.
+
+    `folds` int64 [N] parts them by patient, for probes.
+    """
 
     encoded: tuple[Encoded, ...]
     truth: NDArray[np.bool_]
+    folds: NDArray[np.int64]
 
     @classmethod
     def of(cls, documents: Sequence[Document], labels: Sequence[str], tokenizer: DocumentTokenizer) -> "GateDocuments":
         encoded = tokenizer.encode([document.text for document in documents])
-        return cls(tuple(encoded), corpora.truth(documents, labels))
+        folds = probe.assign_folds([document.group for document in documents])
+        return cls(tuple(encoded), corpora.truth(documents, labels), folds)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GateAnswers:
+    """What a version answers on the gate documents, in corpus order: logits float32 [N, C], features float32 [N, h]."""
+
+    logits: NDArray[np.float32]
+    features: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What was measured of a version, by label: F1 of every label at the frozen thresholds; of the forgotten ones, the
+    AUROC of the label's own score, two-sided, and what a fresh probe finds in the features as a share of the base's.
+    """
+
+    f1: dict[str, float] = field(default_factory=dict)
+    forget_auroc: dict[str, float] = field(default_factory=dict)
+    probe_ratio: dict[str, float] = field(default_factory=dict)
 
 
 class Evaluator:
-    """Runs the gate documents through the batcher."""
+    """Runs the gate documents through the batcher. The base never changes, so it is run and probed once."""
 
-    def __init__(self, batcher: Batcher, manifest: Manifest, documents: GateDocuments) -> None:
+    def __init__(self, batcher: Batcher, manifest: Manifest, documents: GateDocuments, base: Snapshot) -> None:
         self._batcher = batcher
         self._manifest = manifest
         self._thresholds = np.array(manifest.thresholds)
         self._documents = documents
+        self._base = base
+        self._base_answers: GateAnswers | None = None
+        self._base_probes: dict[str, float] = {}
+        self._asking_base = asyncio.Lock()
 
-    async def logits(self, snapshot: Snapshot) -> NDArray[np.float32]:
-        """Logits float32 [N, C] of a snapshot on the gate documents, in corpus order."""
+    async def answers(self, snapshot: Snapshot) -> GateAnswers:
+        """A snapshot's answers; raises EngineError."""
+        if snapshot is not self._base:
+            return await self._ask(snapshot)
+        async with self._asking_base:
+            if self._base_answers is None:
+                self._base_answers = await self._ask(snapshot)
+            return self._base_answers
+
+    async def figures(self, answers: GateAnswers, forgotten: Iterable[str]) -> Figures:
+        """Measure the answers of a version that has forgotten these labels; not on the event loop's thread."""
+        base = await self.answers(self._base)
+        return await asyncio.to_thread(self._measure, answers, base, list(forgotten))
+
+    async def base_f1(self, forgotten: Collection[str]) -> dict[str, float]:
+        """F1 of the base by label, on the documents that a version is measured on which has forgotten these labels."""
+        return self._f1((await self.answers(self._base)).logits, forgotten)
+
+    def chance(self, label: str) -> float:
+        """How far above 0.5 the AUROC of a score that knows nothing of the label gets on these documents."""
+        return measures.chance_excess(self._documents.truth[:, self._column(label)])
+
+    async def _ask(self, snapshot: Snapshot) -> GateAnswers:
         rows = self._documents.encoded
         answers = []
         for start in range(0, len(rows), CHUNK):
             answers += await self._batcher.submit_encoded(rows[start : start + CHUNK], snapshot)
-        return np.stack([answer.logits for answer in answers])
+        return GateAnswers(
+            np.stack([answer.logits for answer in answers]), np.stack([answer.features for answer in answers])
+        )
 
-    def f1(self, logits: NDArray[np.float32], forgotten: Collection[str] = ()) -> dict[str, float]:
+    def _f1(self, logits: NDArray[np.float32], forgotten: Collection[str]) -> dict[str, float]:
         """F1 of every label as served, of a version that has forgotten some; see `measures.f1_after_forgetting`."""
         manifest = self._manifest
         decided = measures.decide(logits, self._thresholds, manifest.problem_type)
         columns = manifest.label_indices(tuple(forgotten))
         f1 = measures.f1_after_forgetting(self._documents.truth, decided, columns, manifest.problem_type)
         return dict(zip(manifest.labels, f1.tolist(), strict=True))
+
+    def _measure(self, answers: GateAnswers, base: GateAnswers, forgotten: Sequence[str]) -> Figures:
+        return Figures(
+            f1=self._f1(answers.logits, forgotten),
+            forget_auroc={label: self._auroc(answers, label) for label in forgotten},
+            probe_ratio={label: self._probe_ratio(answers, base, label) for label in forgotten},
+        )
+
+    def _auroc(self, answers: GateAnswers, label: str) -> float:
+        column = self._column(label)
+        score = measures.scores(answers.logits, self._manifest.problem_type)[:, column]
+        if not np.isfinite(score).all():
+            return float("nan")
+        return measures.two_sided(measures.auroc(self._documents.truth[:, column], score))
+
+    def _probe_ratio(self, answers: GateAnswers, base: GateAnswers, label: str) -> float:
+        if label not in self._base_probes:
+            self._base_probes[label] = self._probe(base, label)
+        return probe.excess_ratio(self._probe(answers, label), self._base_probes[label], self.chance(label))
+
+    def _probe(self, answers: GateAnswers, label: str) -> float:
+        truth = self._documents.truth[:, self._column(label)]
+        return probe.cross_fitted_auc(answers.features, truth, self._documents.folds)
+
+    def _column(self, label: str) -> int:
+        return self._manifest.labels.index(label)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from amnestic_server.evaluation import Figures
 from amnestic_unlearn.spec import GateLimits
 
 
@@ -26,15 +27,38 @@ class Gate:
         return bool(self.value <= self.limit)
 
 
-def behaviour(
+def forgetting(figures: Figures, chance: Mapping[str, float], limits: GateLimits) -> list[Gate]:
+    """For each forgotten label: F1, AUROC of its score, and what a fresh probe still finds, in this order.
+
+    F1 alone proves little: lowering the label's bias makes it 0 and leaves the score's order, so AUROC shows it; an
+    edit of the head alone leaves the features, and the probe shows it.
+
+    `chance` is what `measures.chance_excess` says of each label. Where it is more than the limit of the AUROC allows,
+    it takes its place: a score that knows nothing would fail otherwise, more often than once in 20 times.
+    """
+    return [
+        gate
+        for label, auroc in figures.forget_auroc.items()
+        for gate in (
+            Gate("forget_f1", figures.f1[label], limits.forget_f1_max, label),
+            Gate("forget_auroc", auroc, max(limits.forget_auroc_max, 0.5 + chance[label]), label),
+            Gate("probe_ratio", figures.probe_ratio[label], limits.probe_ratio_max, label),
+        )
+    ]
+
+
+def retention(
     base_f1: Mapping[str, float], candidate_f1: Mapping[str, float], forgotten: Sequence[str], limits: GateLimits
 ) -> list[Gate]:
-    """Gates on F1 of the decisions: each forgotten label's, and the fall of the others' mean below the base."""
+    """Gates on the F1 of the other labels: the fall of their mean below the base, and the largest fall of any of them,
+    which names the label that it is.
+    """
     kept = [label for label in base_f1 if label not in set(forgotten)]
-    drop = np.mean([base_f1[label] for label in kept]) - np.mean([candidate_f1[label] for label in kept])
+    falls = np.array([base_f1[label] - candidate_f1[label] for label in kept])
+    worst = int(falls.argmax())  # of a NaN, if there is one
     return [
-        *(Gate("forget_f1", candidate_f1[label], limits.forget_f1_max, label) for label in forgotten),
-        Gate("retain_f1_drop", float(drop), limits.retain_f1_drop_max),
+        Gate("retain_f1_drop", float(falls.mean()), limits.retain_f1_drop_max),
+        Gate("retain_label_drop", float(falls[worst]), limits.retain_label_drop_max, kept[worst]),
     ]
 
 

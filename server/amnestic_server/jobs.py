@@ -12,7 +12,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from amnestic_server import candidate as candidates
@@ -28,42 +28,19 @@ from amnestic_server.errors import (
 )
 from amnestic_server.evaluation import Evaluator
 from amnestic_server.metrics import Metrics
+from amnestic_server.request import UnlearnRequest
 from amnestic_server.settings import Settings
-from amnestic_server.snapshot import BASE_VERSION, Snapshots
+from amnestic_server.snapshot import Snapshots
 from amnestic_server.store import JobRecord, JobState, Store
 from amnestic_server.versions import Versions
 from amnestic_server.worker import WorkerError, run_worker
 from amnestic_unlearn.errors import MIN_FORGET_DOCUMENTS
 from amnestic_unlearn.patch import PatchError, digest_of
-from amnestic_unlearn.spec import GateLimits, JobSpec, Method, Progress
+from amnestic_unlearn.spec import GateLimits, JobSpec, Progress
 
 log = logging.getLogger(__name__)
 
 MIN_GATE_DOCUMENTS = 1
-
-
-@dataclass(frozen=True, slots=True)
-class UnlearnRequest:
-    """What a caller asked for; what is stored of a job, and compared when its request id comes again."""
-
-    labels: tuple[str, ...]
-    dry_run: bool = False
-    reason: str = ""
-    method: Method = field(default_factory=Method)
-    limits: GateLimits = field(default_factory=GateLimits)
-
-    def to_json(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "labels": list(self.labels)}
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> "UnlearnRequest":
-        return cls(
-            labels=tuple(fields["labels"]),
-            dry_run=fields["dry_run"],
-            reason=fields["reason"],
-            method=Method(**fields["method"]),
-            limits=GateLimits(**fields["limits"]),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +50,11 @@ class JobView:
     record: JobRecord
     request: UnlearnRequest
     progress: Progress
+
+    @property
+    def relaxed_gates(self) -> tuple[str, ...]:
+        """Limits looser than the defaults were when the job was asked for."""
+        return tuple(self.record.request.get("relaxed_gates", self.request.limits.relaxed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +101,7 @@ class Jobs:
         self._snapshots = snapshots
         self._versions = versions
         self._engine = engine
-        self._judge = Judge(bundle, engine, evaluator, snapshots.get(BASE_VERSION)) if evaluator else None
+        self._judge = Judge(bundle, engine, evaluator) if evaluator else None
         self._counts = counts
         self._settings = settings
         self._metrics = metrics
@@ -152,12 +134,14 @@ class Jobs:
     async def request(self, request: UnlearnRequest, request_id: str | None) -> JobView:
         """Queue a job, or find the one that the same request id made before."""
         async with self._requesting:
-            record = JobRecord(uuid.uuid4().hex, request_id, request.to_json(), JobState.QUEUED, created_at=time.time())
-            known = await asyncio.to_thread(self._store.job_of_request, record)
+            known = await self._known(request, request_id)
             if known is not None:
-                return self._view(known)
+                return known
             await self._check(request)
+            record = JobRecord(uuid.uuid4().hex, request_id, request.to_json(), JobState.QUEUED, created_at=time.time())
             await asyncio.to_thread(self._store.add_job, record)
+            if request.limits.relaxed:
+                log.warning("job %s relaxes its gates: %s", record.job_id, ", ".join(request.limits.relaxed))
             self._enqueue(record.job_id)
         await self._show_counts()
         return self._view(record)
@@ -211,6 +195,16 @@ class Jobs:
         async for view in self.watch(job_id):
             if view.record.state.ended:
                 break
+        return view
+
+    async def _known(self, request: UnlearnRequest, request_id: str | None) -> JobView | None:
+        """The job that this request id made before, if it did; raises AlreadyExistsError if of another request."""
+        record = await asyncio.to_thread(self._store.job_of_request, request_id) if request_id else None
+        if record is None:
+            return None
+        view = self._view(record)
+        if view.request != request:
+            raise AlreadyExistsError("the request id was used for another request")
         return view
 
     async def _check(self, request: UnlearnRequest) -> None:
@@ -319,7 +313,7 @@ class Jobs:
         if not judgement.passed:
             return JobState.REJECTED
         if not request.dry_run:
-            await self._activate(job_id, set_out_from, candidate, judgement, detail)
+            await self._activate(job_id, set_out_from, candidate, judgement, request.limits, detail)
         return JobState.SUCCEEDED
 
     async def _train(self, job_id: str, request: UnlearnRequest, forgotten: tuple[str, ...]) -> Candidate:
@@ -347,16 +341,27 @@ class Jobs:
         return await asyncio.to_thread(candidates.load, folder, forgotten, self._bundle, self._engine.device)
 
     async def _activate(
-        self, job_id: str, set_out_from: int, candidate: Candidate, judgement: Judgement, detail: dict[str, Any]
+        self,
+        job_id: str,
+        set_out_from: int,
+        candidate: Candidate,
+        judgement: Judgement,
+        limits: GateLimits,
+        detail: dict[str, Any],
     ) -> None:
         assert self._running is not None
         # From here on the job can't be cancelled: what is committed is served.
         self._running.decided = True
         version, detail["swap_seconds"] = await self._versions.activate_patch(
-            job_id, set_out_from, candidate.data, candidate.patch, judgement.f1, detail
+            job_id, set_out_from, candidate.data, candidate.patch, judgement.figures, detail
         )
-        forgotten = ", ".join(candidate.patch.forgotten)
-        log.info("job %s made version %d, which has forgotten %s", job_id, version, forgotten)
+        log.info(
+            "job %s made version %d, which has forgotten %s; relaxed gates: %s",
+            job_id,
+            version,
+            ", ".join(candidate.patch.forgotten),
+            ", ".join(limits.relaxed) or "none",
+        )
 
     def _union(self, request: UnlearnRequest) -> set[str]:
         return {*self._snapshots.active.forgotten, *request.labels}

@@ -2,7 +2,7 @@
 job states, and the model's labels.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Mapping
 
 from prometheus_client import (
     CollectorRegistry,
@@ -105,16 +105,39 @@ class Metrics:
             ["label"],
             registry=registry,
         )
+        self.forget_auroc = Gauge(
+            "amnestic_forget_auroc",
+            "AUROC of each forgotten label's score on the gate split, either way round, through the served path.",
+            ["label"],
+            registry=registry,
+        )
+        self.probe_ratio = Gauge(
+            "amnestic_probe_ratio",
+            "What a fresh probe on the served features finds of each forgotten label on the gate split: 1 as in the"
+            " base, 0 nothing.",
+            ["label"],
+            registry=registry,
+        )
         self.model = Info("amnestic_model", "The model served and the provider in use.", registry=registry)
         self.ready = Gauge("amnestic_ready", "1 while the server takes calls.", registry=registry)
 
-    def show_f1(self, f1: dict[str, float], forgotten: Iterable[str]) -> None:
-        """Replace the F1 gauges; a label is on just one of the two."""
-        gone = set(forgotten)
-        self.forget_f1.clear()
-        self.retain_f1.clear()
-        for label, value in f1.items():
-            (self.forget_f1 if label in gone else self.retain_f1).labels(label).set(value)
+    def show_quality(
+        self,
+        f1: Mapping[str, float],
+        forget_auroc: Mapping[str, float],
+        probe_ratio: Mapping[str, float],
+        forgotten: Collection[str],
+    ) -> None:
+        """Replace the gauges of the active version; a label's F1 is on just one of its two."""
+        for gauge, values in (
+            (self.forget_f1, {label: value for label, value in f1.items() if label in forgotten}),
+            (self.retain_f1, {label: value for label, value in f1.items() if label not in forgotten}),
+            (self.forget_auroc, forget_auroc),
+            (self.probe_ratio, probe_ratio),
+        ):
+            gauge.clear()
+            for label, value in values.items():
+                gauge.labels(label).set(value)
 
     def show_jobs(self, counts: dict[JobState, int]) -> None:
         for state in JobState:

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import wraps
 from typing import Any, NoReturn, TypeVar
 
@@ -22,15 +22,16 @@ from amnestic.v1 import unlearning_pb2 as unlearning
 from amnestic_server.bundle import Bundle
 from amnestic_server.engine import Engine
 from amnestic_server.errors import AmnesticError, InvalidArgumentError
-from amnestic_server.jobs import Jobs, JobView, UnlearnRequest
+from amnestic_server.jobs import Jobs, JobView
 from amnestic_server.metrics import Metrics
 from amnestic_server.prediction import DocumentScores, Predictor
+from amnestic_server.request import UnlearnRequest
 from amnestic_server.settings import Settings
 from amnestic_server.snapshot import Snapshot, Snapshots
 from amnestic_server.store import JobState, VersionRecord
 from amnestic_server.versions import Versions
 from amnestic_unlearn.manifest import ENCODER_ONNX, Manifest
-from amnestic_unlearn.spec import GateLimits, Method
+from amnestic_unlearn.spec import DEFAULT_PRESET, GateLimits, method_of
 
 log = logging.getLogger(__name__)
 
@@ -180,13 +181,7 @@ class UnlearningService(unlearning_pb2_grpc.UnlearningServiceServicer):
     @unary
     async def Unlearn(self, request: unlearning.UnlearnRequest, context: Context) -> unlearning.UnlearnResponse:  # noqa: N802
         _check_reason(request.reason)
-        wanted = UnlearnRequest(
-            labels=tuple(request.labels),
-            dry_run=request.dry_run,
-            reason=request.reason,
-            method=replace(Method(), **_given(request.method)),
-            limits=replace(GateLimits(), **_given(request.gates)),
-        )
+        wanted = _unlearn_request(request)
         return unlearning.UnlearnResponse(job=_job(await self._jobs.request(wanted, request.request_id or None)))
 
     @streaming
@@ -232,6 +227,23 @@ def _check_reason(reason: str) -> None:
         raise InvalidArgumentError(f"the reason is longer than {MAX_REASON_CHARACTERS} characters")
 
 
+def _unlearn_request(message: unlearning.UnlearnRequest) -> UnlearnRequest:
+    settings = _given(message.method)
+    preset = settings.pop("preset", "") or DEFAULT_PRESET
+    try:
+        method = method_of(preset, settings)
+    except ValueError as error:
+        raise InvalidArgumentError(str(error)) from None
+    return UnlearnRequest(
+        labels=tuple(message.labels),
+        dry_run=message.dry_run,
+        reason=message.reason,
+        method=method,
+        limits=replace(GateLimits(), **_given(message.gates)),
+        preset=preset,
+    )
+
+
 def _given(message: Message) -> dict[str, Any]:
     """The fields that the caller set."""
     return {field.name: value for field, value in message.ListFields()}
@@ -255,7 +267,7 @@ def _prediction(
 
 
 def _job(view: JobView) -> unlearning.Job:
-    record, request, progress = view.record, view.request, view.progress
+    record, request = view.record, view.request
     change = record.detail.get("change")
     return unlearning.Job(
         job_id=record.job_id,
@@ -265,18 +277,10 @@ def _job(view: JobView) -> unlearning.Job:
         forgotten=record.detail.get("forgotten", ()),
         dry_run=request.dry_run,
         reason=request.reason,
-        method=unlearning.Method(**{name: getattr(request.method, name) for name in Method.__slots__}),
-        gate_limits=unlearning.GateLimits(**{name: getattr(request.limits, name) for name in GateLimits.__slots__}),
-        progress=unlearning.Progress(
-            stage=progress.stage,
-            epoch=progress.epoch,
-            epochs=progress.epochs,
-            step=progress.step,
-            steps=progress.steps,
-            forget_loss=progress.forget_loss,
-            utility_loss=progress.utility_loss,
-            seconds_left=progress.seconds_left,
-        ),
+        method=unlearning.Method(preset=request.preset or None, **asdict(request.method)),
+        gate_limits=unlearning.GateLimits(**asdict(request.limits)),
+        relaxed_gates=view.relaxed_gates,
+        progress=unlearning.Progress(**asdict(view.progress)),
         gates=[unlearning.Gate(**gate) for gate in record.detail.get("gates", ())],
         change=None if change is None else _change(change),
         version=record.version or 0,
@@ -303,6 +307,7 @@ def _version(record: VersionRecord, f1: dict[str, float], active: int) -> unlear
         patch_digest=record.patch_digest or "",
         created_at=_timestamp(record.created_at),
         f1=f1,
+        relaxed_gates=record.relaxed_gates,
     )
 
 

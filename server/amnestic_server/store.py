@@ -18,7 +18,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import IO, Any
 
-from amnestic_server.errors import AlreadyExistsError, NotFoundError, StartError
+from amnestic_server.errors import NotFoundError, StartError
 from amnestic_server.snapshot import BASE_VERSION
 from amnestic_unlearn.patch import digest_of
 
@@ -40,7 +40,7 @@ CREATE TABLE IF NOT EXISTS jobs (
     seq         INTEGER PRIMARY KEY AUTOINCREMENT,
     job_id      TEXT NOT NULL UNIQUE,
     request_id  TEXT UNIQUE,               -- NULL if the caller gave none
-    request     TEXT NOT NULL,             -- JSON of the request, for idempotency
+    request     TEXT NOT NULL,             -- JSON of the request, and which limits of its gates are relaxed
     state       TEXT NOT NULL,
     attempts    INTEGER NOT NULL DEFAULT 0,
     detail      TEXT NOT NULL DEFAULT '{}', -- JSON: forgotten, gates, change, swap_seconds
@@ -79,11 +79,14 @@ class JobState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class VersionRecord:
+    """One version; `relaxed_gates` are the limits that the request behind it set looser than the defaults."""
+
     version: int
     forgotten: tuple[str, ...]
     patch_digest: str | None
     job_id: str | None
     created_at: float
+    relaxed_gates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,22 +159,18 @@ class Store:
     def versions(self) -> list[VersionRecord]:
         """Every version, oldest first."""
         with self._transaction() as db:
-            return [_version(row) for row in db.execute("SELECT * FROM versions ORDER BY version")]
+            return [
+                _version(row)
+                for row in db.execute(
+                    "SELECT versions.*, request FROM versions LEFT JOIN jobs USING (job_id) ORDER BY versions.version"
+                )
+            ]
 
-    def job_of_request(self, job: JobRecord) -> JobRecord | None:
-        """The job that this request id made before, if it did.
-
-        Raises AlreadyExistsError if the request id belongs to another request.
-        """
-        if job.request_id is None:
-            return None
+    def job_of_request(self, request_id: str) -> JobRecord | None:
+        """The job that this request id made, if it did."""
         with self._transaction() as db:
-            row = db.execute("SELECT * FROM jobs WHERE request_id = ?", (job.request_id,)).fetchone()
-        if row is None:
-            return None
-        if json.loads(row["request"]) != job.request:
-            raise AlreadyExistsError("the request id was used for another request")
-        return _job(row)
+            row = db.execute("SELECT * FROM jobs WHERE request_id = ?", (request_id,)).fetchone()
+        return None if row is None else _job(row)
 
     def add_job(self, job: JobRecord) -> None:
         with self._transaction() as db:
@@ -329,8 +328,15 @@ def _json(value: Any) -> str:
 
 
 def _version(row: sqlite3.Row) -> VersionRecord:
+    request = {} if row["request"] is None else json.loads(row["request"])
     return VersionRecord(
-        row["version"], tuple(json.loads(row["forgotten"])), row["patch_digest"], row["job_id"], row["created_at"]
+        row["version"],
+        tuple(json.loads(row["forgotten"])),
+        row["patch_digest"],
+        row["job_id"],
+        row["created_at"],
+        # Absent from what was stored before it was recorded.
+        tuple(request.get("relaxed_gates", ())),
     )
 
 

@@ -8,9 +8,9 @@ from typing import Any
 from amnestic_server.bundle import Bundle
 from amnestic_server.engine import Engine
 from amnestic_server.errors import AmnesticError, InvalidArgumentError, PreconditionError, StartError
-from amnestic_server.evaluation import Evaluator
+from amnestic_server.evaluation import Evaluator, Figures
 from amnestic_server.metrics import Metrics
-from amnestic_server.snapshot import Snapshots, base_snapshot, patched_snapshot
+from amnestic_server.snapshot import Snapshot, Snapshots, base_snapshot, patched_snapshot
 from amnestic_server.store import Store, VersionRecord
 from amnestic_unlearn.patch import Patch, PatchError
 
@@ -39,7 +39,7 @@ def load_snapshots(bundle: Bundle, store: Store, engine: Engine) -> Snapshots:
 
 
 class Versions:
-    """Swaps versions one at a time, and shows the F1 of the one that serves."""
+    """Swaps versions one at a time, and shows what is measured of the one that serves."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Versions:
         self._metrics = metrics
         self._swapping = asyncio.Lock()
         self._measuring: asyncio.Task[None] | None = None
-        self._f1: dict[int, dict[str, float]] = {}
+        self._figures: dict[int, Figures] = {}
         metrics.active_version.set(snapshots.active.version)
 
     @property
@@ -68,7 +68,7 @@ class Versions:
     async def records(self) -> list[tuple[VersionRecord, dict[str, float]]]:
         """Every version, oldest first, with its F1 by label where it has been measured since the start."""
         records = await asyncio.to_thread(self._store.versions)
-        return [(record, self._f1.get(record.version, {})) for record in records]
+        return [(record, self._figures.get(record.version, Figures()).f1) for record in records]
 
     async def activate_patch(
         self,
@@ -76,7 +76,7 @@ class Versions:
         set_out_from: int,
         data: bytes,
         patch: Patch,
-        f1: dict[str, float],
+        figures: Figures,
         detail: dict[str, Any],
     ) -> tuple[int, float]:
         """Make a gated patch the active version, in the order that a crash can't break: file, transaction, swap.
@@ -84,7 +84,7 @@ class Versions:
         Raises PreconditionError if the version active when the job began is not so any more: after a rollback the
         patch would bring back what was rolled back, or lose what was forgotten.
 
-        `f1` is what the gates measured of it; it is shown until the version has been measured as it serves.
+        `figures` are what the gates measured of it; they are shown until the version has been measured as it serves.
 
         Returns the version and the seconds from the swap to the last answer of the version before.
         """
@@ -93,7 +93,7 @@ class Versions:
                 raise PreconditionError("another version became active while the job ran; ask again")
             digest = await asyncio.to_thread(self._store.write_patch, data)
             version = await asyncio.to_thread(self._store.activate_patch, job_id, patch.forgotten, digest, detail)
-            self._f1[version] = f1
+            self._figures[version] = figures
             self._snapshots.add(patched_snapshot(self._bundle, patch, version, self._engine.device))
             return version, await self._swap(version)
 
@@ -130,16 +130,20 @@ class Versions:
         self._metrics.active_version.set(version)
         self._metrics.swaps.inc()
         self._metrics.swap_seconds.observe(seconds)
-        if version in self._f1:
-            self._metrics.show_f1(self._f1[version], self._snapshots.active.forgotten)
+        if version in self._figures:
+            self._show(self._figures[version], self._snapshots.active)
         self.measure_active()
         return seconds
 
     async def _measure(self, evaluator: Evaluator) -> None:
         snapshot = self._snapshots.active
         try:
-            self._f1[snapshot.version] = f1 = evaluator.f1(await evaluator.logits(snapshot), snapshot.forgotten)
+            figures = await evaluator.figures(await evaluator.answers(snapshot), sorted(snapshot.forgotten))
         except AmnesticError as error:
             log.error("version %d could not be measured: %s", snapshot.version, error)
             return
-        self._metrics.show_f1(f1, snapshot.forgotten)
+        self._figures[snapshot.version] = figures
+        self._show(figures, snapshot)
+
+    def _show(self, figures: Figures, snapshot: Snapshot) -> None:
+        self._metrics.show_quality(figures.f1, figures.forget_auroc, figures.probe_ratio, snapshot.forgotten)

@@ -141,7 +141,7 @@ def finished_job() -> unlearning_pb2.Job:
         labels=["endocrine"],
         forgotten=["endocrine", "renal"],
         reason="consent withdrawn",
-        method=unlearning_pb2.Method(k=256, epochs=5, distil_weight=0.0),
+        method=unlearning_pb2.Method(preset="paper", k=256, epochs=5, distil_weight=0.0),
         gate_limits=unlearning_pb2.GateLimits(forget_f1_max=0.01),
         progress=unlearning_pb2.Progress(
             stage="training", epoch=5, epochs=5, step=40, steps=40, forget_loss=0.1, utility_loss=0.2
@@ -163,6 +163,7 @@ def finished_job() -> unlearning_pb2.Job:
         version=2,
         attempts=1,
         swap_seconds=0.0031,
+        relaxed_gates=["forget_auroc_max", "probe_ratio_max"],
     )
     job.created_at.FromJsonString("2026-03-01T12:00:00Z")
     job.started_at.FromJsonString("2026-03-01T12:00:01Z")

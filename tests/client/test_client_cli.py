@@ -265,8 +265,9 @@ def test_unlearn_as_json_lines(run: Run, server: Any, finished_job: Any) -> None
 def test_unlearn_sends_every_setting(run: Run, server: Any, finished_job: Any) -> None:
     server.script("Unlearn", unlearning_pb2.UnlearnResponse(job=finished_job))
     settings = (
-        "--k 8 --epochs 2 --embedding-lr 0.5 --head-lr 0.25 --forget-weight 2 --utility-weight 3 --distil-weight 4 "
-        "--batch-size 5 --seed 6 --forget-f1-max 0.5 --retain-f1-drop-max -0.5 --logit-difference-max 0.75"
+        "--preset paper --k 8 --epochs 2 --embedding-lr 0.5 --head-lr 0.25 --forget-weight 2 --utility-weight 3 "
+        "--distil-weight 4 --batch-size 5 --seed 6 --forget-f1-max 0.5 --retain-f1-drop-max -0.5 "
+        "--logit-difference-max 0.75 --forget-auroc-max 0.625 --probe-ratio-max 0.875 --retain-label-drop-max 0.25"
     )
     options = ["--request-id", "mine", "--dry-run", "--reason", "a reason", "--detach"]
     assert run("unlearn", "endocrine", "renal", *settings.split(), *options).exit_code == 0
@@ -276,6 +277,7 @@ def test_unlearn_sends_every_setting(run: Run, server: Any, finished_job: Any) -
         dry_run=True,
         reason="a reason",
         method=unlearning_pb2.Method(
+            preset="paper",
             k=8,
             epochs=2,
             embedding_lr=0.5,
@@ -286,7 +288,14 @@ def test_unlearn_sends_every_setting(run: Run, server: Any, finished_job: Any) -
             batch_size=5,
             seed=6,
         ),
-        gates=unlearning_pb2.GateLimits(forget_f1_max=0.5, retain_f1_drop_max=-0.5, logit_difference_max=0.75),
+        gates=unlearning_pb2.GateLimits(
+            forget_f1_max=0.5,
+            forget_auroc_max=0.625,
+            probe_ratio_max=0.875,
+            retain_f1_drop_max=-0.5,
+            retain_label_drop_max=0.25,
+            logit_difference_max=0.75,
+        ),
     )
     assert server.asked("WatchJob") == []
 
@@ -323,7 +332,9 @@ def test_a_job_is_shown_and_cancelled(run: Run, server: Any, finished_job: Any) 
     server.script("GetJob", unlearning_pb2.GetJobResponse(job=finished_job))
     cancelled = job_at("CANCELLED", finished_job)
     server.script("CancelJob", unlearning_pb2.CancelJobResponse(job=cancelled))
-    assert "consent withdrawn" in run("jobs", "show", "some-id").stdout
+    shown = run("jobs", "show", "some-id").stdout
+    assert "consent withdrawn" in shown
+    assert re.search(r"relaxed gates +forget_auroc_max, probe_ratio_max\b", shown)
     assert json.loads(run("jobs", "show", "some-id", "--json").stdout)["version"] == 2
     result = run("jobs", "cancel", "some-id")
     assert result.exit_code == 0
@@ -340,10 +351,17 @@ def test_versions(run: Run, server: Any) -> None:
     base = unlearning_pb2.Version(version=1, f1={"renal": 0.5, "endocrine": 0.75})
     base.created_at.FromJsonString("2026-03-01T12:00:00Z")
     second = unlearning_pb2.Version(
-        version=2, active=True, forgotten=["endocrine"], job_id="j", f1={"renal": 0.5, "endocrine": 0.0}
+        version=2,
+        active=True,
+        forgotten=["endocrine"],
+        job_id="j",
+        f1={"renal": 0.5, "endocrine": 0.0},
+        relaxed_gates=["forget_auroc_max", "probe_ratio_max"],
     )
     server.script("ListVersions", unlearning_pb2.ListVersionsResponse(versions=[base, second]))
-    rows = [line.split() for line in run("versions").stdout.splitlines()]
+    shown = run("versions").stdout
+    assert shown.endswith("version 2 relaxed its gates: forget_auroc_max, probe_ratio_max\n")
+    rows = [line.split() for line in shown.splitlines()]
     assert ["1", "none", "0.625", "2026-03-01", "12:00"] in rows
     assert ["2", "active", "endocrine", "0.000", "0.500"] in rows
     versions = json.loads(run("versions", "--json").stdout)

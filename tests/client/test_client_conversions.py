@@ -85,7 +85,7 @@ def test_job_is_read_in_full(call: Call, server: Any, finished_job: Any) -> None
     assert server.asked("GetJob")[0].job_id == "some-id"
     assert (job.state, job.state.ended, job.version, job.error) == (JobState.SUCCEEDED, True, 2, None)
     assert (job.labels, job.forgotten) == (("endocrine",), ("endocrine", "renal"))
-    assert job.method == Method(k=256, epochs=5, distil_weight=0.0)
+    assert job.method == Method(preset="paper", k=256, epochs=5, distil_weight=0.0)
     assert job.gate_limits == GateLimits(forget_f1_max=0.01)
     assert job.progress == Progress("training", 5, 5, 40, 40, 0.1, 0.2, 0.0)
     assert job.gates[0] == Gate("forget_f1", "endocrine", 0.0, 0.01, True)
@@ -94,6 +94,7 @@ def test_job_is_read_in_full(call: Call, server: Any, finished_job: Any) -> None
     assert job.created_at == datetime(2026, 3, 1, 12, tzinfo=UTC)
     assert job.finished_at == datetime(2026, 3, 1, 12, 0, 20, 500_000, tzinfo=UTC)
     assert job.swap_seconds == 0.0031
+    assert job.relaxed_gates == ("forget_auroc_max", "probe_ratio_max")
 
 
 def test_what_a_young_job_lacks_is_none(call: Call, server: Any) -> None:
@@ -127,16 +128,16 @@ def test_unlearn_sends_only_the_settings_given(call: Call, server: Any, finished
         ["endocrine", "renal"],
         request_id="mine",
         dry_run=True,
-        method=Method(k=0, head_lr=0.5),
-        gates={"retain_f1_drop_max": 1},
+        method=Method(preset="paper", k=0, head_lr=0.5),
+        gates={"retain_f1_drop_max": 1, "probe_ratio_max": 0.5},
         reason="ticket",
     )
     assert server.asked("Unlearn")[0] == unlearning_pb2.UnlearnRequest(
         labels=["endocrine", "renal"],
         request_id="mine",
         dry_run=True,
-        method=unlearning_pb2.Method(k=0, head_lr=0.5),
-        gates=unlearning_pb2.GateLimits(retain_f1_drop_max=1.0),
+        method=unlearning_pb2.Method(preset="paper", k=0, head_lr=0.5),
+        gates=unlearning_pb2.GateLimits(retain_f1_drop_max=1.0, probe_ratio_max=0.5),
         reason="ticket",
     )
 
@@ -161,13 +162,19 @@ def test_settings_that_the_wire_cannot_carry(call: Call, method: dict[str, Any],
 def test_versions_and_rollback(call: Call, server: Any) -> None:
     base = unlearning_pb2.Version(version=1)
     second = unlearning_pb2.Version(
-        version=2, active=True, forgotten=["renal"], job_id="j", patch_digest="d", f1={"renal": 0.5}
+        version=2,
+        active=True,
+        forgotten=["renal"],
+        job_id="j",
+        patch_digest="d",
+        f1={"renal": 0.5},
+        relaxed_gates=["forget_f1_max"],
     )
     server.script("ListVersions", unlearning_pb2.ListVersionsResponse(versions=[base, second]))
     server.script("Rollback", unlearning_pb2.RollbackResponse(version=base))
     assert call("list_versions") == (
-        Version(1, False, (), None, None, None, {}),
-        Version(2, True, ("renal",), "j", "d", None, {"renal": 0.5}),
+        Version(1, False, (), None, None, None, {}, ()),
+        Version(2, True, ("renal",), "j", "d", None, {"renal": 0.5}, ("forget_f1_max",)),
     )
     assert call("rollback", 1, "why").version == 1
     assert server.asked("Rollback") == [unlearning_pb2.RollbackRequest(version=1, reason="why")]

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 from e2e.harness import CANARY, JOB_SECONDS, Recorded, Reference, Server, Traffic
+from scripted import started
 
 from amnestic_client import Job, JobState
 from amnestic_unlearn import corpus as corpora
+
+__all__ = ["started"]
 
 Servers = Callable[..., Server]
 Traffics = Callable[..., Traffic]

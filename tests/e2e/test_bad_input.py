@@ -123,7 +123,15 @@ def test_settings_of_the_method_out_of_range(server, call, setting, value):
 
 @pytest.mark.parametrize(
     ("limit", "value"),
-    [("forget_f1_max", -0.1), ("retain_f1_drop_max", -1.5), ("logit_difference_max", 0.0), ("forget_f1_max", 1.1)],
+    [
+        ("forget_f1_max", -0.1),
+        ("forget_f1_max", 1.1),
+        ("forget_auroc_max", 0.4),
+        ("probe_ratio_max", float("nan")),
+        ("retain_f1_drop_max", -1.5),
+        ("retain_label_drop_max", 2.0),
+        ("logit_difference_max", 0.0),
+    ],
 )
 def test_gate_limits_out_of_range(server, call, limit, value):
     gates = unlearning_pb2.GateLimits(**{limit: value})

@@ -121,7 +121,11 @@ def test_it_tells_people_the_same(told: tuple[dict[str, float], str], out: Path)
         (figures["forget_f1_before"], figures["forget_f1_after"]), abs=1e-3
     )
     assert rows["predictions failed"] == ["0"]
+    for gate in ("forget_f1", "forget_auroc", "probe_ratio"):
+        assert re.search(rf"\n +{gate} +{LABEL} .* yes\n", said)
+    assert "looser than the defaults: probe_ratio_max" in said
     assert f"serve --bundle {out}/bundle" in said
+    assert re.search(r"unlearn \w+ --probe-ratio-max 1\.05\n", said)
     assert "not certified deletion" in " ".join(said.split())
     assert "\x1b" not in said
     assert all(len(line) <= 80 for line in lines if str(out) not in line and "amnestic" not in line)

@@ -54,7 +54,7 @@ def forget(server, label, until):
     watched = list(server.client.watch_job(job.job_id, timeout=200))
     succeeded = time.monotonic()
     until(lambda: server.client.list_versions()[-1].f1)
-    names = ("forget_f1", "retain_f1")
+    names = ("forget_f1", "retain_f1", "forget_auroc", "probe_ratio")
     metrics = {
         f"{name} {which}": value
         for name in names
@@ -126,8 +126,8 @@ def test_the_second_version_forgets_both_labels_starting_from_the_base(story):
     assert first.job.forgotten == (FIRST,)
     assert second.job.labels == (SECOND,)
     assert second.job.forgotten == (FIRST, SECOND)
-    by_label = {gate.label: gate for gate in second.job.gates if gate.name == "forget_f1"}
-    assert set(by_label) == {FIRST, SECOND}
+    for name in ("forget_f1", "forget_auroc", "probe_ratio"):
+        assert {gate.label for gate in second.job.gates if gate.name == name} == {FIRST, SECOND}
     assert [version.forgotten for version in second.versions] == [(), (FIRST,), (FIRST, SECOND)]
 
 
@@ -140,7 +140,10 @@ def test_a_job_that_succeeded_shows_every_gate_and_what_it_changed(story, number
     assert job.reason == "a test"
     assert {gate.name for gate in job.gates} == {
         "forget_f1",
+        "forget_auroc",
+        "probe_ratio",
         "retain_f1_drop",
+        "retain_label_drop",
         "encoder_unchanged",
         "only_declared_changed",
         "logit_difference",
@@ -168,7 +171,23 @@ def test_f1_by_label_is_measured_through_the_served_path_and_moves_with_the_swap
         assert all(value <= 0.05 for name, value in step.metrics.items() if name.startswith("forget_f1"))
         assert all(value > 0.5 for name, value in step.metrics.items() if name.startswith("retain_f1"))
         active = step.versions[-1].f1
-        assert {name.split()[1]: value for name, value in step.metrics.items()} == active
+        assert {name.split()[1]: value for name, value in step.metrics.items() if "_f1 " in name} == active
+
+
+def test_what_an_attacker_would_find_is_shown_of_the_active_version(story):
+    for step, forgotten in zip(story.steps, ({FIRST}, {FIRST, SECOND}), strict=True):
+        for name in ("forget_auroc", "probe_ratio"):
+            shown = {which.split()[1]: value for which, value in step.metrics.items() if which.startswith(name)}
+            assert set(shown) == forgotten
+            assert shown == pytest.approx({gate.label: gate.value for gate in step.job.gates if gate.name == name})
+
+
+def test_what_was_relaxed_is_told_of_job_and_version(story):
+    relaxed = ("forget_f1_max", "forget_auroc_max", "retain_f1_drop_max", "retain_label_drop_max")
+    for step in story.steps:
+        assert step.job.relaxed_gates == step.versions[step.job.version - 1].relaxed_gates == relaxed
+        assert f"job {step.job.job_id} relaxes its gates: {', '.join(relaxed)}" in story.server.log
+    assert story.steps[0].versions[0].relaxed_gates == ()
 
 
 def test_the_metrics_tell_of_calls_batches_jobs_and_the_process(story):

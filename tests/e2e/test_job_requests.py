@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from e2e.harness import METHOD
+from e2e.harness import GATES, METHOD
 
 from amnestic_client import AlreadyExists, FailedPrecondition, JobState
 
@@ -107,11 +107,11 @@ def test_jobs_are_listed_newest_first_and_no_more_than_asked_for(server, running
 
 
 def test_a_failed_gate_rejects_the_candidate_with_every_figure(server, check_active):
-    job = server.ended(server.forget("gamma", gates={"retain_f1_drop_max": -1.0, "forget_f1_max": 0.05}))
+    job = server.ended(server.forget("gamma", gates=GATES | {"retain_f1_drop_max": -1.0}))
     assert job.state is JobState.REJECTED
     assert job.version is None
     gates = {gate.name: gate for gate in job.gates}
-    assert len(job.gates) == 5
+    assert len(job.gates) == 8
     assert {name for name, gate in gates.items() if not gate.passed} == {"retain_f1_drop"}
     assert gates["retain_f1_drop"].limit == -1.0
     assert -1 < gates["retain_f1_drop"].value < 1
@@ -128,9 +128,20 @@ def test_a_dry_run_measures_and_changes_nothing(server, check_active):
     assert job.state is JobState.SUCCEEDED
     assert job.dry_run
     assert job.version is None
-    assert len(job.gates) == 5
+    assert len(job.gates) == 8
     assert all(gate.passed for gate in job.gates)
     assert job.change.rows_changed > 0
     assert check_active(server) == 1
     assert len(server.client.list_versions()) == 1
     assert not any(label.forgotten for label in server.client.get_model().labels)
+
+
+def test_training_of_the_head_alone_is_rejected_for_what_the_features_still_tell(server, check_active):
+    loose = GATES | {"forget_auroc_max": 1.0}
+    job = server.ended(server.forget("gamma", method=METHOD | {"embedding_lr": 0.0}, gates=loose))
+    assert job.state is JobState.REJECTED
+    gates = {gate.name: gate for gate in job.gates}
+    assert {name for name, gate in gates.items() if not gate.passed} == {"probe_ratio"}
+    assert gates["probe_ratio"].value == pytest.approx(1.0, abs=1e-3)
+    assert job.change.rows_changed == 0
+    assert check_active(server) == 1

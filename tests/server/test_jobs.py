@@ -5,146 +5,21 @@ All else is real: bundle, engine, batcher, gates, store.
 
 import asyncio
 import dataclasses
-import json
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from scripted import LENIENT
 
-from amnestic_server import bundle as bundles
-from amnestic_server import jobs as jobs_module
-from amnestic_server.app import _evaluation
-from amnestic_server.batcher import Batcher
-from amnestic_server.engine import Engine
 from amnestic_server.errors import AlreadyExistsError, DrainingError, InvalidArgumentError, PreconditionError
-from amnestic_server.jobs import Jobs, JobView, UnlearnRequest
-from amnestic_server.metrics import Metrics
-from amnestic_server.settings import Settings
-from amnestic_server.snapshot import patched_snapshot
 from amnestic_server.store import JobState, Store
-from amnestic_server.tokenizer import DocumentTokenizer
-from amnestic_server.versions import Versions, load_snapshots
 from amnestic_server.worker import WorkerError
-from amnestic_unlearn import corpus as corpora
 from amnestic_unlearn.patch import Patch
-from amnestic_unlearn.spec import EVIDENCE_FILE, PATCH_FILE, REPORT_FILE, GateLimits, JobSpec, Progress
-
-LENIENT = GateLimits(forget_f1_max=1.0, retain_f1_drop_max=1.0)
-
-
-@dataclass(slots=True)
-class Worker:
-    """Stands in for `run_worker`: leaves a patch of a changed head and two changed rows, with true evidence."""
-
-    bundle: bundles.Bundle
-    evidence: Callable[[Patch], Any] = lambda patch: None
-    specs: list[JobSpec] = field(default_factory=list)
-    may_end: asyncio.Event = field(default_factory=asyncio.Event)
-    failure: Exception | None = None
-    damage: Callable[[Path], object] = lambda folder: None
-    report: dict[str, Any] = field(default_factory=dict)
-
-    async def __call__(
-        self, spec: JobSpec, folder: Path, seconds: float, on_progress: Callable[[Progress], None]
-    ) -> None:
-        self.specs.append(spec)
-        on_progress(Progress("training", 1, 2, 3, 4, 0.5, 0.25, 1.0))
-        await self.may_end.wait()
-        if self.failure is not None:
-            raise self.failure
-        patch = self.patch(spec.forget)
-        (folder / PATCH_FILE).write_bytes(patch.to_bytes())
-        save_file({"gate_logits": await self.evidence(patch)}, folder / EVIDENCE_FILE)
-        report = {"encoder_digest_before": "same", "encoder_digest_after": "same", "rows_changed": 2} | self.report
-        (folder / REPORT_FILE).write_text(json.dumps(report))
-        self.damage(folder)
-
-    def patch(self, forgotten: tuple[str, ...]) -> Patch:
-        ids = torch.tensor([5, 7])
-        bias = self.bundle.head_bias.clone()
-        bias[list(self.bundle.manifest.label_indices(forgotten))] -= 10.0
-        return Patch(
-            self.bundle.digest, forgotten, ids, self.bundle.table[ids] + 0.1, self.bundle.head_weight.clone(), bias
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    jobs: Jobs
-    versions: Versions
-    store: Store
-    worker: Worker
-    metrics: Metrics
-
-    async def ask(self, *labels: str, request_id: str | None = None, **fields: Any) -> JobView:
-        return await self.jobs.request(UnlearnRequest(labels, **({"limits": LENIENT} | fields)), request_id)
-
-    async def reach(self, job: JobView, *states: JobState) -> JobView:
-        async with asyncio.timeout(20):
-            async for view in self.jobs.watch(job.record.job_id):
-                if view.record.state in states:
-                    break
-        assert view.record.state in states
-        return view
-
-    async def ended(self, job: JobView) -> JobView:
-        return await self.reach(job, *(state for state in JobState if state.ended))
-
-
-@pytest.fixture
-def started(bundle, corpus_path, tmp_path, monkeypatch):
-    """Make the parts that jobs work with, on one store; a second time is a restart."""
-    loaded = bundles.load(bundle)
-    documents = [one for one in corpora.read(corpus_path) if one.split in ("train", "gate")]
-
-    @asynccontextmanager
-    async def start(**fields: Any) -> AsyncIterator[Parts]:
-        settings = Settings(bundle=bundle, store=tmp_path / "store", corpus=corpus_path, **fields)
-        store = Store(settings.store, loaded.digest)
-        engine = Engine(loaded)
-        snapshots = load_snapshots(loaded, store, engine)
-        tokenizer = DocumentTokenizer(loaded.tokenizer, loaded.manifest.max_tokens)
-        batcher = Batcher(
-            engine, tokenizer, max_batch_tokens=2048, max_padding=0.25, max_requests=100, max_queue_tokens=10_000
-        )
-        evaluator, counts = _evaluation(loaded, batcher, tokenizer, documents)
-        assert evaluator is not None
-        metrics = Metrics()
-        versions = Versions(loaded, store, snapshots, engine, evaluator, metrics)
-
-        async def evidence(patch: Patch) -> torch.Tensor:
-            return torch.from_numpy(await evaluator.logits(patched_snapshot(loaded, patch, 0, engine.device)))
-
-        worker = Worker(loaded, evidence)
-        worker.may_end.set()
-        monkeypatch.setattr(jobs_module, "run_worker", worker)
-        jobs = Jobs(
-            bundle=loaded,
-            store=store,
-            snapshots=snapshots,
-            versions=versions,
-            engine=engine,
-            evaluator=evaluator,
-            counts=counts,
-            settings=settings,
-            metrics=metrics,
-        )
-        try:
-            await jobs.start()
-            yield Parts(jobs, versions, store, worker, metrics)
-        finally:
-            await jobs.close()
-            versions.stop_measuring()
-            await asyncio.to_thread(batcher.close)
-            store.close()
-
-    return start
+from amnestic_unlearn.spec import EVIDENCE_FILE, PATCH_FILE, REPORT_FILE, GateLimits, Progress
 
 
 async def test_a_job_makes_the_active_version(started):
@@ -278,14 +153,18 @@ async def test_a_cancellation_while_the_end_is_recorded_comes_too_late(started, 
 
 async def test_a_job_cancelled_at_any_moment_comes_to_an_end(started):
     async with started() as parts:
-        for step in range(60):
+        await parts.ended(await parts.ask("alpha", dry_run=True))
+        begun = time.monotonic()
+        await parts.ended(await parts.ask("alpha", dry_run=True))
+        life = time.monotonic() - begun
+        for step in range(40):
             job = await parts.ask("alpha", dry_run=True)
-            await asyncio.sleep(step * 0.0015)
+            await asyncio.sleep(step / 25 * life)
             with suppress(PreconditionError):
                 assert (await parts.jobs.cancel(job.record.job_id)).record.state is JobState.CANCELLED
             assert (await parts.ended(job)).record.state in (JobState.CANCELLED, JobState.SUCCEEDED)
         assert parts.store.unfinished_jobs() == []
-        assert {view.record.state for view in await parts.jobs.recent(100)} == {JobState.CANCELLED, JobState.SUCCEEDED}
+        assert {view.record.state for view in await parts.jobs.recent(40)} == {JobState.CANCELLED, JobState.SUCCEEDED}
 
 
 async def test_a_job_cancelled_before_its_first_step_is_not_lost(started, monkeypatch):

@@ -1,6 +1,7 @@
 """The services over real gRPC with scripted parts behind them: status codes, what is told, what is counted."""
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -13,12 +14,13 @@ import torch
 
 from amnestic.v1 import prediction_pb2, prediction_pb2_grpc, unlearning_pb2, unlearning_pb2_grpc
 from amnestic_server import errors
-from amnestic_server.jobs import JobView, UnlearnRequest
+from amnestic_server.jobs import JobView
 from amnestic_server.metrics import Metrics
+from amnestic_server.request import UnlearnRequest
 from amnestic_server.rpc import PredictionService, UnlearningService
 from amnestic_server.snapshot import Snapshot, Snapshots
 from amnestic_server.store import JobRecord, JobState
-from amnestic_unlearn.spec import GateLimits, Method, Progress
+from amnestic_unlearn.spec import PRESETS, GateLimits, Method, Progress
 
 SECRET = "Xylqvornik was admitted"
 
@@ -189,21 +191,24 @@ async def test_a_version_that_is_not_there_is_refused_before_anything_is_pinned(
 async def test_absent_settings_take_the_defaults_and_a_zero_is_a_value():
     async with serving() as parts:
         answer = await parts.unlearning.Unlearn(unlearning_pb2.UnlearnRequest(labels=["alpha"]), timeout=5)
-        assert parts.jobs.asked.pop() == (UnlearnRequest(("alpha",), method=Method(), limits=GateLimits()), None)
+        default = PRESETS["amnestic"]
+        assert parts.jobs.asked.pop() == (UnlearnRequest(("alpha",), method=default, limits=GateLimits()), None)
         # The answer says the settings in force.
-        assert (answer.job.method.k, answer.job.method.distil_weight) == (256, 0.0)
+        assert answer.job.method.preset == "amnestic"
+        assert (answer.job.method.k, answer.job.method.distil_weight) == (default.k, default.distil_weight)
         assert answer.job.method.HasField("distil_weight")
         assert answer.job.gate_limits.retain_f1_drop_max == pytest.approx(0.02)
+        assert answer.job.relaxed_gates == []
 
         request = unlearning_pb2.UnlearnRequest(
             labels=["beta", "alpha"],
             request_id="id",
             dry_run=True,
             reason="why",
-            method=unlearning_pb2.Method(k=0, embedding_lr=0.0, utility_weight=0.0, seed=9),
-            gates=unlearning_pb2.GateLimits(forget_f1_max=0.0),
+            method=unlearning_pb2.Method(preset="paper", k=0, embedding_lr=0.0, utility_weight=0.0, seed=9),
+            gates=unlearning_pb2.GateLimits(forget_f1_max=0.0, probe_ratio_max=1.0, retain_label_drop_max=0.5),
         )
-        await parts.unlearning.Unlearn(request, timeout=5)
+        answer = await parts.unlearning.Unlearn(request, timeout=5)
         asked, request_id = parts.jobs.asked.pop()
         assert request_id == "id"
         assert asked == UnlearnRequest(
@@ -211,13 +216,26 @@ async def test_absent_settings_take_the_defaults_and_a_zero_is_a_value():
             dry_run=True,
             reason="why",
             method=Method(k=0, embedding_lr=0.0, utility_weight=0.0, seed=9),
-            limits=GateLimits(forget_f1_max=0.0),
+            limits=GateLimits(forget_f1_max=0.0, probe_ratio_max=1.0, retain_label_drop_max=0.5),
         )
+        assert asked.preset == answer.job.method.preset == "paper"
+        # A tightened limit is not a relaxed one.
+        assert answer.job.relaxed_gates == ["probe_ratio_max", "retain_label_drop_max"]
 
 
-def test_a_request_is_the_same_after_the_store():
-    request = UnlearnRequest(("beta", "alpha"), True, "why", Method(k=3, seed=2**60), GateLimits(0.5, -0.5, 1e-4))
-    assert UnlearnRequest.from_json(request.to_json()) == request
+async def test_an_unknown_preset_is_refused_without_repeating_it():
+    async with serving() as parts:
+        method = unlearning_pb2.Method(preset=SECRET, k=3)
+        with pytest.raises(grpc.aio.AioRpcError) as failure:
+            await parts.unlearning.Unlearn(unlearning_pb2.UnlearnRequest(labels=["a"], method=method), timeout=5)
+        assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert failure.value.details() == "preset must be one of paper, amnestic"
+        assert parts.jobs.asked == []
+
+
+@pytest.mark.parametrize(("ours", "wire"), [(Method, unlearning_pb2.Method), (GateLimits, unlearning_pb2.GateLimits)])
+def test_every_setting_is_on_the_wire(ours, wire):
+    assert {field.name for field in dataclasses.fields(ours)} == set(wire.DESCRIPTOR.fields_by_name) - {"preset"}
 
 
 @pytest.mark.parametrize("state", list(JobState))

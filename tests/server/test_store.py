@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from amnestic_server.errors import AlreadyExistsError, NotFoundError, StartError
+from amnestic_server.errors import NotFoundError, StartError
 from amnestic_server.store import JobRecord, JobState, Store
 from amnestic_unlearn.patch import digest_of
 
@@ -110,13 +110,19 @@ def test_a_rollback_is_recorded_with_its_reason(store, folder):
     )
 
 
-def test_a_request_id_finds_its_job_for_the_same_request_alone(store):
-    assert store.job_of_request(job(request_id="id")) is None
+def test_a_request_id_finds_its_job(store):
+    assert store.job_of_request("id") is None
     store.add_job(job(request_id="id"))
-    assert store.job_of_request(job("other", "id")).job_id == "job"
-    with pytest.raises(AlreadyExistsError):
-        store.job_of_request(replace(job(request_id="id"), request={**REQUEST, "reason": "another"}))
-    assert store.job_of_request(job("third")) is None
+    store.add_job(job("other"))
+    assert store.job_of_request("id").job_id == "job"
+
+
+def test_a_version_tells_what_its_job_relaxed(store):
+    store.add_job(replace(job(), request={**REQUEST, "relaxed_gates": ["forget_f1_max"]}))
+    store.add_job(job("before it was recorded"))
+    store.activate_patch("job", ["alpha"], "0" * 64, {})
+    store.activate_patch("before it was recorded", ["beta"], "1" * 64, {})
+    assert [version.relaxed_gates for version in store.versions()] == [(), ("forget_f1_max",), ()]
 
 
 def test_a_request_id_is_unique_even_without_asking_first(store):

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 from amnestic_unlearn.manifest import ProblemType
 from amnestic_unlearn.measures import (
+    MOST_CHANCE,
     auroc,
     bernoulli_kl,
     best_f1,
     best_threshold,
+    chance_excess,
     decide,
     f1_after_forgetting,
     f1_by_label,
@@ -183,3 +185,24 @@ def test_bernoulli_kl_stays_exact_where_probabilities_round():
         )
     # The surely absent called present with log odds of 900; the surely present with -5.
     assert values == pytest.approx([900, 5 + math.log1p(math.exp(-5)), 0])
+
+
+def test_two_sided_does_not_care_which_way_round_a_score_is():
+    truth, score = np.array([True, False, True, False]), np.array([0.1, 0.7, 0.3, 0.2])
+    assert two_sided(auroc(truth, score)) == two_sided(auroc(truth, -score)) == 0.75
+    assert math.isnan(two_sided(float("nan")))
+
+
+@pytest.mark.parametrize(("positives", "negatives"), [(58, 248), (12, 100), (20, 20)])
+def test_chance_keeps_within_its_excess_19_times_in_20(positives, negatives):
+    truth = np.arange(positives + negatives) < positives
+    excess, random = chance_excess(truth), np.random.default_rng(0)
+    strayed = [abs(auroc(truth, random.random(len(truth))) - 0.5) > excess for _ in range(2_000)]
+    assert 0.035 < np.mean(strayed) < 0.065
+
+
+def test_chance_is_bounded_where_documents_are_few_and_undefined_without_any():
+    assert chance_excess(np.arange(50) < 1) == MOST_CHANCE
+    assert chance_excess(np.arange(5_000) < 2_500) < 0.02
+    assert math.isnan(chance_excess(np.zeros(3, dtype=bool)))
+    assert math.isnan(chance_excess(np.ones(3, dtype=bool)))

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from amnestic_unlearn.measures import auroc
-from amnestic_unlearn.probe import FOLDS, PENALTIES, assign_folds, cross_fitted, fit, probe_auc
+from amnestic_unlearn.probe import (
+    FOLDS,
+    PENALTIES,
+    assign_folds,
+    cross_fitted,
+    cross_fitted_auc,
+    excess_ratio,
+    fit,
+    probe_auc,
+)
 
 
 def features(seed, signal, documents=400, width=12, share=0.3):
@@ -96,3 +105,37 @@ def test_folds_follow_the_group_and_are_about_equal():
     folds = assign_folds(groups)
     assert (folds[::2] == folds[1::2]).all()
     assert np.bincount(folds, minlength=FOLDS).min() > 600
+
+
+def test_the_cross_fitted_auc_is_of_the_scores_and_undefined_for_what_is_not_finite():
+    values, truth = features(0, 1.5)
+    folds = np.arange(len(truth)) % FOLDS
+    assert cross_fitted_auc(values, truth, folds) == auroc(truth, cross_fitted(values, truth, folds)) > 0.7
+    values[3, 2] = np.inf
+    assert math.isnan(cross_fitted_auc(values, truth, folds))
+
+
+@pytest.mark.parametrize(
+    ("candidate", "base", "ratio"),
+    [
+        (0.9, 0.9, 1.0),
+        (0.5, 0.9, 0.0),
+        (0.7, 0.9, 0.5),
+        (0.4, 0.9, -0.25),
+        # A base in which a probe finds no more than chance would: counted as chance, 0.1.
+        (0.58, 0.48, 0.8),
+        (0.6, 0.6, 1.0),
+        (0.8, 0.5, 3.0),
+    ],
+)
+def test_the_ratio_is_of_what_is_above_one_half(candidate, base, ratio):
+    assert excess_ratio(candidate, base, chance=0.1) == pytest.approx(ratio)
+
+
+@pytest.mark.parametrize("figures", [(math.nan, 0.9, 0.1), (0.9, math.nan, 0.1), (0.9, math.nan, math.nan)])
+def test_the_ratio_of_what_is_undefined_is_undefined(figures):
+    assert math.isnan(excess_ratio(*figures))
+
+
+def test_the_ratio_is_undefined_where_chance_is():
+    assert math.isnan(excess_ratio(0.9, 0.4, math.nan))

@@ -7,6 +7,8 @@ import math
 import pytest
 
 from amnestic_unlearn.spec import (
+    DEFAULT_PRESET,
+    PRESETS,
     Failure,
     GateLimits,
     JobSpec,
@@ -14,6 +16,8 @@ from amnestic_unlearn.spec import (
     Progress,
     decode_message,
     encode_message,
+    method_of,
+    stored,
 )
 
 
@@ -63,6 +67,33 @@ def test_the_defaults_are_the_papers():
     method.validate()
     GateLimits().validate()
     assert (method.k, method.distil_weight) == (256, 0.0)
+    assert PRESETS["paper"] == method
+
+
+def test_a_preset_is_the_start_and_what_is_given_replaces_it():
+    for name, method in PRESETS.items():
+        method.validate()
+        assert method_of(name, {}) == method
+    assert method_of("amnestic", {"k": 3}) == dataclasses.replace(PRESETS["amnestic"], k=3)
+    assert method_of(DEFAULT_PRESET, {}) != Method()
+    with pytest.raises(ValueError, match=r"^preset must be one of paper, amnestic$"):
+        method_of("Amnestic", {})
+
+
+def test_relaxed_are_the_limits_above_the_defaults():
+    assert GateLimits().relaxed == ()
+    tighter = {limit.name: limit.metadata["low"] for limit in dataclasses.fields(GateLimits)}
+    assert GateLimits(**tighter).relaxed == ()
+    looser = {limit.name: limit.metadata["high"] for limit in dataclasses.fields(GateLimits)}
+    assert GateLimits(**looser).relaxed == tuple(looser)
+    GateLimits(**tighter).validate()
+    GateLimits(**looser).validate()
+    assert GateLimits(probe_ratio_max=1.0, forget_f1_max=0.001).relaxed == ("probe_ratio_max",)
+
+
+def test_what_another_version_stored_is_read():
+    assert stored(Method, {"k": 3, "of_the_future": 1}) == Method(k=3)
+    assert stored(GateLimits, {"forget_f1_max": 0.5}) == GateLimits(forget_f1_max=0.5)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +121,10 @@ def test_a_setting_out_of_range_is_named(field, value):
     [
         ("forget_f1_max", 1.1),
         ("forget_f1_max", math.nan),
+        ("forget_auroc_max", 0.49),
+        ("probe_ratio_max", -0.1),
+        ("probe_ratio_max", math.inf),
+        ("retain_label_drop_max", 1.1),
         ("retain_f1_drop_max", -2.0),
         ("logit_difference_max", 0.0),
         ("logit_difference_max", math.inf),

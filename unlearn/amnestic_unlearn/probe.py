@@ -54,6 +54,24 @@ def cross_fitted(
     return max(found, key=lambda scores: np.nan_to_num(auroc(truth, scores)))
 
 
+def cross_fitted_auc(features: NDArray[np.floating], truth: NDArray[np.bool_], folds: NDArray[np.int64]) -> float:
+    """AUROC of `cross_fitted`; nan without positive or negative documents, or if a feature is not finite."""
+    if not np.isfinite(features).all():
+        return float("nan")
+    return auroc(truth, cross_fitted(features, truth, folds))
+
+
+def excess_ratio(candidate: float, base: float, chance: float) -> float:
+    """What a candidate's features keep of the base's: the ratio of two probes' AUROC above 0.5.
+
+    1 if they tell as much as before, 0 if nothing, below 0 if the probe does worse than chance. A base's excess
+    smaller than `chance`, what a score that knows nothing reaches (`measures.chance_excess`), counts as that: where
+    there was nothing to find, what is found by chance is no larger than 1, and what is more than chance is. nan if any
+    figure is.
+    """
+    return float((candidate - 0.5) / np.maximum(base - 0.5, chance))
+
+
 def assign_folds(groups: Sequence[str], folds: int = FOLDS) -> NDArray[np.int64]:
     """The fold of each document, int64 [N] from 0, from its group alone: no patient is in two."""
     return np.array([int(hashlib.sha256(group.encode()).hexdigest()[:8], 16) % folds for group in groups])

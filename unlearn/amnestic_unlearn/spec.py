@@ -6,66 +6,59 @@ to standard output, each a `Progress` or a `Failure`. Nothing here imports torch
 
 import dataclasses
 import json
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 PATCH_FILE = "patch.safetensors"
 EVIDENCE_FILE = "evidence.safetensors"
 REPORT_FILE = "report.json"
+
+S = TypeVar("S", "Method", "GateLimits")
+
+
+def setting(default: float, low: float, high: float, help_text: str) -> Any:
+    """A number from `low` to `high` with a sentence of documentation.
+
+    Checking, storing, the wire and the command line read these fields, so that a new one is declared here, on the wire
+    and in the client's types, and nowhere else.
+    """
+    return field(default=default, metadata={"low": low, "high": high, "help": help_text})
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
     """Settings of sparse token-embedding unlearning; the defaults are those of the paper (STEU, arXiv 2603.19302).
 
-    Every field from `distil_weight` on is ours and does nothing as it stands here; `PRESETS` says how they are used.
+    What the paper does not have is off by default; `PRESETS` says how it is used. A new field's default leaves the
+    method as it was without it: a stored job that lacks the field is read with it.
     """
 
-    k: int = 256
-    """Embedding rows to edit for each label to forget."""
-    epochs: int = 5
-    """Most passes over the forget documents."""
-    embedding_lr: float = 1e-3
-    """Rate of Adam for the rows."""
-    head_lr: float = 1e-3
-    """Rate of Adam for the head."""
-    forget_weight: float = 1.0
-    """Of the forget loss: the forgotten labels' probability on forget documents."""
-    utility_weight: float = 1.0
-    """Of the utility loss: the other labels' change on retain documents."""
-    distil_weight: float = 0.0
-    """Of the same loss on forget documents."""
-    align_weight: float = 0.0
-    """Of the alignment loss: what a linear probe could tell the forget documents by."""
-    erase_head: bool = False
-    """Set the forgotten labels' head rows to zero and their bias far below any threshold, in place of training them."""
-    lr_decay: bool = False
-    """Let both rates fall linearly to zero."""
-    max_steps: int = 0
-    """Most training steps for each label to forget; 0 for no limit but `epochs`."""
-    max_tokens: int = 0
-    """Tokens of a document that are trained on, from its beginning; 0 for all that the model reads."""
-    batch_size: int = 16
-    """Documents in each of a step's two batches."""
-    seed: int = 0
-    """Of the order of the documents."""
+    k: int = setting(256, 1, 65_536, "Token-embedding rows to edit for each label.")
+    epochs: int = setting(5, 1, 1_000, "Most passes over the forget documents.")
+    embedding_lr: float = setting(1e-3, 0, 1, "Learning rate of the rows.")
+    head_lr: float = setting(1e-3, 0, 1, "Learning rate of the head.")
+    forget_weight: float = setting(1.0, 0, 1e6, "Weight of the forget loss.")
+    utility_weight: float = setting(1.0, 0, 1e6, "Weight of the utility loss on retain documents.")
+    distil_weight: float = setting(0.0, 0, 1e6, "Weight of the utility loss on forget documents; the paper has none.")
+    batch_size: int = setting(16, 1, 1_024, "Documents in each of the two batches of a step.")
+    seed: int = setting(0, 0, 2**63 - 1, "Seed of batch order.")
+    align_weight: float = setting(
+        0.0, 0, 1e6, "Weight of the alignment loss, which takes the label from the features; the paper has none."
+    )
+    erase_head: bool = setting(False, 0, 1, "Erase the label's row of the head at once; the paper trains it.")
+    lr_decay: bool = setting(False, 0, 1, "Let both learning rates fall linearly to zero.")
+    max_steps: int = setting(0, 0, 1_000_000, "Most training steps for each label to forget; 0: those of the epochs.")
+    max_tokens: int = setting(0, 0, 65_536, "Tokens trained on of each document, from its beginning; 0: all.")
 
     def validate(self) -> None:
         """Raise ValueError, naming the field, unless every setting is in range."""
-        _require(1 <= self.k <= 65_536, "k", "from 1 to 65536")
-        _require(1 <= self.epochs <= 1_000, "epochs", "from 1 to 1000")
-        _require(1 <= self.batch_size <= 1_024, "batch_size", "from 1 to 1024")
-        _require(0 <= self.seed < 2**63, "seed", "from 0 to 2^63 - 1")
-        _require(0 <= self.max_steps <= 1_000_000, "max_steps", "from 0 to 1000000")
-        _require(self.max_tokens == 0 or 8 <= self.max_tokens <= 65_536, "max_tokens", "0, or from 8 to 65536")
-        for name in ("embedding_lr", "head_lr"):
-            _require(0 <= getattr(self, name) <= 1, name, "from 0 to 1")
-        for name in ("forget_weight", "utility_weight", "distil_weight", "align_weight"):
-            _require(0 <= getattr(self, name) <= 1e6, name, "from 0 to 1e6")
+        _check_ranges(self)
 
 
+# Named settings that a request may ask for. `amnestic` was chosen on the eICU demo, mostly on MiniLM and `renal`; what
+# else was tried, and what each part does, is told with the results in docs/benchmarks/unlearning.md.
 PRESETS = {
     "paper": Method(),
     "amnestic": Method(
@@ -81,21 +74,56 @@ PRESETS = {
         max_tokens=80,
     ),
 }
+DEFAULT_PRESET = "amnestic"
+
+
+def method_of(preset: str, settings: Mapping[str, Any]) -> Method:
+    """A preset's method, with the settings that are given in place of its own; raises ValueError if it is unknown."""
+    if preset not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}")
+    return dataclasses.replace(PRESETS[preset], **settings)
 
 
 @dataclass(frozen=True, slots=True)
 class GateLimits:
-    """Conditions that a candidate version must meet on the gate split before it may serve."""
+    """Conditions that a candidate version must meet on the gate split before it may serve: each the largest value that
+    passes, so that a larger limit is a looser one.
 
-    forget_f1_max: float = 0.01
-    retain_f1_drop_max: float = 0.02
-    logit_difference_max: float = 1e-3
+    The defaults refuse edits that only look like forgetting. Lowering the label's bias leaves its score in order, so
+    `forget_auroc_max` fails; whatever else is done to the head alone leaves the features, so `probe_ratio_max` fails.
+    """
+
+    forget_f1_max: float = setting(0.01, 0, 1, "Largest F1 of each forgotten label.")
+    # 0.6 is about two standard errors of chance for a label on 58 of 306 documents, the gate split of the shipped
+    # corpus. The gate itself allows for more of them where fewer documents have the label.
+    forget_auroc_max: float = setting(
+        0.6, 0.5, 1, "Largest AUROC of each forgotten label's score, either way round; raised to what chance reaches."
+    )
+    probe_ratio_max: float = setting(
+        0.95, 0, 1e6, "Largest share that a fresh probe on the features still finds of a forgotten label, 1 as before."
+    )
+    retain_f1_drop_max: float = setting(0.02, -1, 1, "Largest fall of the other labels' macro F1 below the base.")
+    # Wider than that of the mean: a single label's F1 rests on few documents. With 60 positive ones, of which two are
+    # found no more and two are found wrongly, it falls by about 0.03.
+    retain_label_drop_max: float = setting(0.05, -1, 1, "Largest fall of any other label's F1 below the base.")
+    logit_difference_max: float = setting(
+        1e-3, 1e-9, 1e6, "Largest difference of a logit between torch and the served path."
+    )
 
     def validate(self) -> None:
         """Raise ValueError, naming the field, unless every limit is in range."""
-        _require(0 <= self.forget_f1_max <= 1, "forget_f1_max", "from 0 to 1")
-        _require(-1 <= self.retain_f1_drop_max <= 1, "retain_f1_drop_max", "from -1 to 1")
-        _require(0 < self.logit_difference_max < math.inf, "logit_difference_max", "above 0")
+        _check_ranges(self)
+
+    @property
+    def relaxed(self) -> tuple[str, ...]:
+        """Names of the limits that are looser than the defaults."""
+        return tuple(limit.name for limit in dataclasses.fields(self) if getattr(self, limit.name) > limit.default)
+
+
+def stored(kind: type[S], fields: Mapping[str, Any]) -> S:
+    """Settings as another version wrote them: what is absent takes its default, what is unknown is passed over."""
+    names = (one.name for one in dataclasses.fields(kind))
+    return kind(**{name: fields[name] for name in names if name in fields})
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +200,9 @@ def decode_message(line: str | bytes) -> Progress | Failure:
     raise ValueError("not a message of the worker")
 
 
-def _require(condition: bool, name: str, allowed: str) -> None:
-    if not condition:
-        raise ValueError(f"{name} must be {allowed}")
+def _check_ranges(settings: Method | GateLimits) -> None:
+    for one in dataclasses.fields(settings):
+        low, high = one.metadata["low"], one.metadata["high"]
+        # Written so that a NaN is refused.
+        if not low <= getattr(settings, one.name) <= high:
+            raise ValueError(f"{one.name} must be from {low:g} to {high:g}")

@@ -99,6 +99,7 @@ def job(message: unlearning_pb2.Job) -> types.Job:
         created_at=_time(message, "created_at"),
         started_at=_time(message, "started_at"),
         finished_at=_time(message, "finished_at"),
+        relaxed_gates=tuple(message.relaxed_gates),
     )
 
 
@@ -111,6 +112,7 @@ def version(message: unlearning_pb2.Version) -> types.Version:
         patch_digest=message.patch_digest or None,
         created_at=_time(message, "created_at"),
         f1=dict(message.f1),
+        relaxed_gates=tuple(message.relaxed_gates),
     )
 
 

@@ -87,8 +87,9 @@ class Model:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """Settings of STEU (arXiv 2603.19302). None takes the server's default."""
+    """Settings of STEU (arXiv 2603.19302). None takes the preset's value; no preset, the server's default one."""
 
+    preset: str | None = None
     k: int | None = None
     epochs: int | None = None
     embedding_lr: float | None = None
@@ -98,14 +99,25 @@ class Method:
     distil_weight: float | None = None
     batch_size: int | None = None
     seed: int | None = None
+    align_weight: float | None = None
+    erase_head: bool | None = None
+    lr_decay: bool | None = None
+    max_steps: int | None = None
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateLimits:
-    """Conditions that a candidate must meet before it may serve. None takes the server's default."""
+    """Conditions that a candidate must meet before it may serve, each the largest value that passes.
+
+    None takes the server's default. A limit above that is recorded with the job as relaxed.
+    """
 
     forget_f1_max: float | None = None
+    forget_auroc_max: float | None = None
+    probe_ratio_max: float | None = None
     retain_f1_drop_max: float | None = None
+    retain_label_drop_max: float | None = None
     logit_difference_max: float | None = None
 
 
@@ -169,7 +181,10 @@ class ChangeReport:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One forget request and its life. `forgotten` are all labels that the resulting version forgets."""
+    """One forget request and its life. `forgotten` are all labels that the resulting version forgets.
+
+    `relaxed_gates` names the limits that were looser than the server's defaults.
+    """
 
     job_id: str
     request_id: str
@@ -190,11 +205,15 @@ class Job:
     finished_at: datetime | None
     attempts: int
     swap_seconds: float
+    relaxed_gates: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """The base (no job, no patch) or the base with one patch; `f1` is by label, on the gate split."""
+    """The base (no job, no patch) or the base with one patch; `f1` is by label, on the gate split.
+
+    `relaxed_gates` names the limits that the job behind it had relaxed.
+    """
 
     version: int
     active: bool
@@ -203,3 +222,4 @@ class Version:
     patch_digest: str | None
     created_at: datetime | None
     f1: dict[str, float]
+    relaxed_gates: tuple[str, ...]

@@ -81,8 +81,8 @@ class UnlearningServiceServicer:
     def Unlearn(self, request, context):
         """Unlearn asks for labels to be forgotten and answers at once with a job.
 
-        Errors: INVALID_ARGUMENT (no label, setting out of range), NOT_FOUND
-        (unknown label), FAILED_PRECONDITION (already forgotten, too few documents,
+        Errors: INVALID_ARGUMENT (no label, unknown preset, setting out of range),
+        NOT_FOUND (unknown label), FAILED_PRECONDITION (already forgotten, too few documents,
         no corpus), ALREADY_EXISTS (request id used for another request, or the label
         is in an unfinished job).
         """

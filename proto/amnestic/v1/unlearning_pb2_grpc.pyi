@@ -38,8 +38,8 @@ class UnlearningServiceStub:
     Unlearn: _grpc.UnaryUnaryMultiCallable[_unlearning_pb2.UnlearnRequest, _unlearning_pb2.UnlearnResponse]
     """Unlearn asks for labels to be forgotten and answers at once with a job.
 
-    Errors: INVALID_ARGUMENT (no label, setting out of range), NOT_FOUND
-    (unknown label), FAILED_PRECONDITION (already forgotten, too few documents,
+    Errors: INVALID_ARGUMENT (no label, unknown preset, setting out of range),
+    NOT_FOUND (unknown label), FAILED_PRECONDITION (already forgotten, too few documents,
     no corpus), ALREADY_EXISTS (request id used for another request, or the label
     is in an unfinished job).
     """
@@ -68,8 +68,8 @@ class UnlearningServiceAsyncStub(UnlearningServiceStub):
     Unlearn: _aio.UnaryUnaryMultiCallable[_unlearning_pb2.UnlearnRequest, _unlearning_pb2.UnlearnResponse]  # type: ignore[assignment]
     """Unlearn asks for labels to be forgotten and answers at once with a job.
 
-    Errors: INVALID_ARGUMENT (no label, setting out of range), NOT_FOUND
-    (unknown label), FAILED_PRECONDITION (already forgotten, too few documents,
+    Errors: INVALID_ARGUMENT (no label, unknown preset, setting out of range),
+    NOT_FOUND (unknown label), FAILED_PRECONDITION (already forgotten, too few documents,
     no corpus), ALREADY_EXISTS (request id used for another request, or the label
     is in an unfinished job).
     """
@@ -101,8 +101,8 @@ class UnlearningServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_unlearning_pb2.UnlearnResponse, _abc.Awaitable[_unlearning_pb2.UnlearnResponse]]:
         """Unlearn asks for labels to be forgotten and answers at once with a job.
 
-        Errors: INVALID_ARGUMENT (no label, setting out of range), NOT_FOUND
-        (unknown label), FAILED_PRECONDITION (already forgotten, too few documents,
+        Errors: INVALID_ARGUMENT (no label, unknown preset, setting out of range),
+        NOT_FOUND (unknown label), FAILED_PRECONDITION (already forgotten, too few documents,
         no corpus), ALREADY_EXISTS (request id used for another request, or the label
         is in an unfinished job).
         """

@@ -69,7 +69,7 @@ def print_job(job: Job) -> None:
     """One job: how it stands, every gate that was measured, and what changed."""
     _print(_job_facts(job))
     if job.gates:
-        _print(_gates(job.gates))
+        _print(gates_table(job.gates))
     if job.change is not None:
         _print(_facts(_change_facts(job.change)))
 
@@ -88,12 +88,22 @@ def print_versions(versions: Sequence[Version]) -> None:
             _mean(others),
             _moment(version.created_at),
         )
-    _print(table)
+    relaxed = [version for version in versions if version.relaxed_gates]
+    _print(table, *(f"version {one.version} relaxed its gates: {names(one.relaxed_gates)}" for one in relaxed))
 
 
 def names(labels: Iterable[str]) -> str:
     """Labels as one phrase; `none` without any."""
     return ", ".join(labels) or "none"
+
+
+def gates_table(gates: Iterable[Gate]) -> Table:
+    """A row a gate: what was measured, and what the limit was."""
+    table = _table("gate", "label", "value", "limit", "passed", right=(2, 3))
+    for gate in gates:
+        passed = Text("yes", style="green") if gate.passed else Text("no", style="bold red")
+        table.add_row(gate.name, gate.label or "", _figure(gate.value), _figure(gate.limit), passed)
+    return table
 
 
 class JobProgress:
@@ -214,6 +224,8 @@ def _job_facts(job: Job) -> Table:
         facts.append(("finished", _moment(job.finished_at)))
     if job.reason:
         facts.append(("reason", job.reason))
+    if job.relaxed_gates:
+        facts.append(("relaxed gates", names(job.relaxed_gates)))
     if job.error is not None:
         facts.append(("error", job.error))
     facts.append(("outcome", _outcome(job)))
@@ -231,14 +243,6 @@ def _outcome(job: Job) -> str:
         case JobState.FAILED | JobState.CANCELLED:
             return "the served version is as it was"
     return _epoch(job.progress) or "not ended"
-
-
-def _gates(gates: Iterable[Gate]) -> Table:
-    table = _table("gate", "label", "value", "limit", "passed", right=(2, 3))
-    for gate in gates:
-        passed = Text("yes", style="green") if gate.passed else Text("no", style="bold red")
-        table.add_row(gate.name, gate.label or "", _figure(gate.value), _figure(gate.limit), passed)
-    return table
 
 
 def _change_facts(change: ChangeReport) -> Iterable[tuple[str, str]]:

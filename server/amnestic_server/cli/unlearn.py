@@ -1,5 +1,6 @@
 """`amnestic unlearn`: asks for labels to be forgotten, and watches the job to its end."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -9,8 +10,10 @@ from amnestic_client import GateLimits, Method
 from amnestic_server.cli import render
 from amnestic_server.cli.connection import Connection, connected
 from amnestic_server.cli.jobs import follow
+from amnestic_unlearn import spec
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T", Method, GateLimits)
 
 EXAMPLE = """\b
 Exit codes: 0 succeeded, 1 error, 2 usage, 3 rejected by a gate, 4 failed,
@@ -19,33 +22,31 @@ Exit codes: 0 succeeded, 1 error, 2 usage, 3 rejected by a gate, 4 failed,
 \b
 Examples:
   amnestic unlearn endocrine --reason "consent withdrawn, ticket 17"
-  amnestic unlearn endocrine --dry-run --k 128 --epochs 8
+  amnestic unlearn endocrine --dry-run --preset paper --epochs 8
   amnestic unlearn endocrine --detach --json
 """
 
-METHOD = {
-    "k": (int, "Token-embedding rows to edit for each label."),
-    "epochs": (int, "Passes over the forget documents."),
-    "embedding_lr": (float, "Learning rate of the rows."),
-    "head_lr": (float, "Learning rate of the head."),
-    "forget_weight": (float, "Weight of the forget loss."),
-    "utility_weight": (float, "Weight of the utility loss on retain documents."),
-    "distil_weight": (float, "Weight of the utility loss on forget documents."),
-    "batch_size": (int, "Documents in each of the two batches of a step."),
-    "seed": (int, "Seed of batch order."),
-}
-GATES = {
-    "forget_f1_max": (float, "Gate: largest F1 of a forgotten label."),
-    "retain_f1_drop_max": (float, "Gate: largest fall of the other labels' macro F1."),
-    "logit_difference_max": (float, "Gate: largest logit difference of torch to the served path."),
-}
-
 
 def _settings(function: F) -> F:
-    """An option for each setting of the method and of the gates; left out, the server's default holds."""
-    for name, (kind, text) in reversed((METHOD | GATES).items()):
-        function = click.option(f"--{name.replace('_', '-')}", name, type=kind, help=text)(function)
-    return function
+    """An option for each setting of the method and of the gates; left out, the preset's or the server's holds."""
+    for one in reversed(dataclasses.fields(spec.GateLimits)):
+        function = _option(one, f"Gate: {one.metadata['help']} Default {one.default:g}.")(function)
+    for one in reversed(dataclasses.fields(spec.Method)):
+        function = _option(one, one.metadata["help"])(function)
+    presets = ", ".join(f"{name} (the default)" if name == spec.DEFAULT_PRESET else name for name in spec.PRESETS)
+    return click.option("--preset", metavar="NAME", help=f"Settings of the method by name: {presets}.")(function)
+
+
+def _option(one: "dataclasses.Field[Any]", text: str) -> Callable[[F], F]:
+    name = one.name.replace("_", "-")
+    # Left out, a flag says neither.
+    given: dict[str, Any] = {"default": None} if one.type is bool else {"type": one.type}
+    return click.option(f"--{name}/--no-{name}" if one.type is bool else f"--{name}", one.name, help=text, **given)
+
+
+def _chosen(kind: type[T], settings: dict[str, Any]) -> T:
+    names = (one.name for one in dataclasses.fields(kind))  # type: ignore[arg-type]
+    return kind(**{name: settings[name] for name in names})
 
 
 @click.command(epilog=EXAMPLE)
@@ -68,14 +69,15 @@ def command(
 ) -> None:
     """Make the server forget every LABEL, watch the job, and show what was measured and changed.
 
-    Settings left out take the server's defaults.
+    Settings left out take the preset's values, limits of gates the server's
+    defaults. A limit above its default is recorded with the job as relaxed.
     """
     job = connection.client.unlearn(
         labels,
         request_id=request_id,
         dry_run=dry_run,
-        method=Method(**{name: settings[name] for name in METHOD}),
-        gates=GateLimits(**{name: settings[name] for name in GATES}),
+        method=_chosen(Method, settings),
+        gates=_chosen(GateLimits, settings),
         reason=reason,
         timeout=connection.timeout,
     )

@@ -3,6 +3,7 @@
 Fits 80 columns. On a terminal the job is a moving bar; otherwise it is a line at each stage and epoch.
 """
 
+import dataclasses
 import shlex
 import shutil
 import sys
@@ -17,13 +18,14 @@ from typing import Self
 from rich import box
 from rich.console import Console, Group
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from amnestic_client import ChangeReport, Job, JobState, Prediction, Progress
-from amnestic_server.cli.render import names
+from amnestic_client import ChangeReport, GateLimits, Job, JobState, Prediction, Progress
+from amnestic_server.cli.render import gates_table, names
 from amnestic_server.demo.quality import Quality
 from amnestic_server.demo.settings import DemoSettings
 from amnestic_server.demo.stream import Phase, Stream
@@ -114,6 +116,14 @@ class Narrator:
         """What came of a step."""
         self._wrapped(text, INDENT)
 
+    def gates(self, job: Job) -> None:
+        """What was measured of the candidate before it could serve, and which limits were looser than the defaults."""
+        self.console.print()
+        self.console.print(Padding(gates_table(job.gates), (0, 0, 0, len(INDENT))))
+        if job.relaxed_gates:
+            self.detail(f"looser than the defaults: {names(job.relaxed_gates)}")
+        self.console.print()
+
     def documents(self, documents: Sequence[Document], answers: Sequence[Prediction], version: int) -> None:
         """The text of each document, shortened, its labels on record, and those the model decides for."""
         for document, answer in zip(documents, answers, strict=True):
@@ -148,7 +158,11 @@ class Narrator:
         program = _program()
         serve = [f"{program} serve --bundle {_quoted(settings.bundle)} \\", f"  --store {_quoted(settings.store)} \\"]
         serve += [f"  --corpus {_quoted(settings.corpus)}"]
-        others = ['predict "Admission diagnosis: Diabetic ketoacidosis."', f"unlearn {another}", "versions"]
+        others = [
+            'predict "Admission diagnosis: Diabetic ketoacidosis."',
+            f"unlearn {another}{_options(settings.gates)}",
+            "versions",
+        ]
         others += ['rollback 1 --reason "the demo is over"']
         for line in (*serve, *(f"{program} {other}" for other in others)):
             # Never wrapped: these lines are there to be copied.
@@ -276,6 +290,12 @@ def _quoted(path: Path) -> str:
     """For a shell; relative if it lies below the current directory."""
     absolute = path.absolute()
     return shlex.quote(str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute))
+
+
+def _options(gates: GateLimits) -> str:
+    """The limits that are set, as options of `amnestic unlearn`: another label is to be forgotten under the same."""
+    limits = ((one.name, getattr(gates, one.name)) for one in dataclasses.fields(gates))
+    return "".join(f" --{name.replace('_', '-')} {limit:g}" for name, limit in limits if limit is not None)
 
 
 def _figure(value: float) -> str:

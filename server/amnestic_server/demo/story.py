@@ -112,7 +112,7 @@ async def _forget(settings: DemoSettings, say: Narrator, client: AsyncClient, st
     """The job that succeeded, and the seconds from the request to the news of it."""
     stream.phase = Phase.DURING
     begun = time.monotonic()
-    job = await client.unlearn(settings.label, method=settings.method, reason="amnestic demo")
+    job = await client.unlearn(settings.label, method=settings.method, gates=settings.gates, reason="amnestic demo")
     watch = client.watch_job(job.job_id)
     with JobView(say.console, stream) as view:
         async for job in watch:
@@ -122,6 +122,7 @@ async def _forget(settings: DemoSettings, say: Narrator, client: AsyncClient, st
         raise NotForgottenError(job)
     stream.phase = Phase.AFTER
     say.detail(f"every gate passed, version {job.version} is served; {seconds:.1f} s")
+    say.gates(job)
     say.detail(report.change_facts(job.change))
     return job, seconds
 

@@ -1,0 +1,5 @@
+"""Fixtures of the server's tests."""
+
+from scripted import started
+
+__all__ = ["started"]
