@@ -182,7 +182,10 @@ def connect(spill: Path | None = None, memory: str = "1GB") -> Any:
     settings: dict[str, str | int] = {"threads": 1, "memory_limit": memory}
     if spill is not None:
         settings["temp_directory"] = str(spill)
-    return duckdb.connect(config=settings)
+    connection = duckdb.connect(config=settings)
+    # It would go to standard output, where results go.
+    connection.execute("SET enable_progress_bar = false")
+    return connection
 
 
 def open_csv(connection: Any, path: Path) -> Any:
