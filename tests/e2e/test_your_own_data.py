@@ -100,6 +100,11 @@ def test_the_categories_of_the_page_are_read(desk: Path) -> None:
     assert min(json.loads(written)["labels"].values()) > 20
 
 
+def test_the_page_names_every_category() -> None:
+    (paragraph,) = [part for part in PAGE.split("\n\n") if part.startswith("**Which labels.**")]
+    assert [name for name in icd.CATEGORIES if f"`{name}`" not in paragraph] == []
+
+
 @pytest.mark.parametrize("line", [line for line in COMMANDS if "bench" not in line and "--preset" not in line])
 def test_the_page_names_commands_and_options_that_exist(line: str) -> None:
     _, *words = shlex.split(line)

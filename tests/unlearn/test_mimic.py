@@ -210,6 +210,13 @@ def test_folders_may_be_named_apart_or_lie_below_one(tmp_path: Path) -> None:
         import_mimic(MIMIC_IV, tmp_path / "physionet.org", tmp_path / "c.jsonl")
 
 
+def test_a_result_of_unknown_form_is_refused_before_the_notes_are_read(tmp_path: Path) -> None:
+    src = write_iv(tmp_path / "src")
+    (src / "note" / "discharge.csv").write_text("not the table")
+    with pytest.raises(CorpusError, match=r"c\.txt: a corpus ends in \.parquet"):
+        import_mimic(MIMIC_IV, src, tmp_path / "c.txt")
+
+
 def fault(tmp_path: Path, notes: list[Any] = NOTES, diagnoses: list[Any] = DIAGNOSES) -> str:
     with pytest.raises(CorpusError) as refused:
         import_mimic(MIMIC_IV, write_iv(tmp_path / "src", notes, diagnoses), tmp_path / "c.parquet")

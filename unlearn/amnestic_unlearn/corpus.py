@@ -168,7 +168,7 @@ def write(documents: Iterable[Document], path: Path) -> int:
     The file appears whole or not at all, and the same documents always give the same bytes. Raises CorpusError
     for an unknown suffix and, in CSV, for a label that holds a semicolon.
     """
-    form = _form(path)
+    form = form_of(path)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".corpus-") as folder:
         # Of the same suffixes as the result, so that the writers compress it or not.
         partial = Path(folder) / f"partial{''.join(path.suffixes[-2:])}"
@@ -208,7 +208,8 @@ def malformed(path: Path, error: Exception, form: str) -> CorpusError:
     return CorpusError(f"{path.name}{place}: malformed, cannot be read as {form}")
 
 
-def _form(path: Path) -> str:
+def form_of(path: Path) -> str:
+    """The format of a corpus by its suffix: parquet, csv or jsonl; raises CorpusError for any other."""
     name = path.name.lower()
     for suffix, form in _SUFFIXES.items():
         if name.endswith(suffix):
@@ -217,7 +218,7 @@ def _form(path: Path) -> str:
 
 
 def _rows(path: Path) -> Iterator[tuple[Any, Any, Any, Any]]:
-    form = _form(path)
+    form = form_of(path)
     if not path.is_file():
         raise CorpusError(f"{path.name}: no such file")
     try:

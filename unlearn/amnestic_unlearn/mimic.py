@@ -137,6 +137,7 @@ def import_mimic(
     bytes, whatever the order of rows. Raises CorpusError, naming file and column or line, for a table or column
     that is missing or malformed, and for an admission with two patients.
     """
+    corpus.form_of(out)  # before the notes are read, rather than after
     chosen = icd.choose(icd.CATEGORIES, icd.DEFAULT) if categories is None else categories
     diagnoses = tables.find(src, database.diagnoses.name)
     file = tables.find(note_folder or src, database.notes)
