@@ -112,8 +112,8 @@ def offline(code: str, home: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment)
 
 
-@pytest.mark.parametrize("name", list(BACKBONES))
-def test_a_hub_id_without_the_hub_is_a_clean_error(tmp_path: Path, name: str) -> None:
+def test_a_hub_id_without_the_hub_is_a_clean_error(tmp_path: Path) -> None:
+    name = "emilyalsentzer/Bio_ClinicalBERT"
     code = (
         "from amnestic_unlearn.checkpoint import load_pretrained\n"
         "from amnestic_unlearn.train_settings import TrainError\n"
@@ -199,7 +199,7 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path: Path, corpus_p
     if zipped:
         torch.save(content, source / "pytorch_model.bin")
     else:
-        (source / "pytorch_model.bin").write_bytes(pickle.dumps(Malicious(trap)))
+        (source / "pytorch_model.bin").write_bytes(pickle.dumps(Malicious(trap), protocol=2))
     with pytest.raises(TrainError) as refused:
         load_pretrained(str(source), LABELS, 64)
     assert str(refused.value) == (
