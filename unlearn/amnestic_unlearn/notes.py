@@ -18,7 +18,7 @@ from typing import IO, Any
 from amnestic_unlearn import tables
 from amnestic_unlearn.corpus import CorpusError
 
-# A hundred times the longest discharge summary; Python's own limit of 131,072 characters is near it.
+# Characters of a value, far beyond any summary. Python's own limit, 131,072, is not: a summary may run to pages.
 LONGEST = 8_000_000
 # What a placeholder of de-identification becomes, however long it was.
 PLACEHOLDER = "_"
