@@ -49,6 +49,11 @@ def test_the_same_documents_give_the_same_bytes(tmp_path: Path, name: str) -> No
     assert len(digests) == 1
 
 
+def test_no_bar_of_progress_is_drawn_where_results_go() -> None:
+    with corpus.connect() as connection:
+        assert connection.execute("SELECT current_setting('enable_progress_bar')").fetchone() == (False,)
+
+
 def test_a_failed_write_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="semicolon"):
         corpus.write([Document("a", ("x;y",), "train", "p")], tmp_path / "c.csv")

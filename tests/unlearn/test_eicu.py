@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from open_data import DATA, needs
 
 from amnestic_unlearn import corpus
 from amnestic_unlearn.corpus import SHIPPED, CorpusError
 from amnestic_unlearn.eicu import import_eicu
 
-DEMO = Path(__file__).parents[3] / "shared" / "data" / "eicu_demo"
+DEMO = DATA / "eicu_demo"
 
 PATIENT = {"gender": "Female", "age": "67", "unittype": "MICU", "unitstaytype": "admit", "unitadmitsource": "Floor"}
 NOTE = "notes/Progress Notes/"
@@ -145,9 +146,9 @@ def test_a_missing_column_is_named(tmp_path: Path, table: str, column: str) -> N
 def test_a_malformed_id_is_refused_without_its_value(tmp_path: Path) -> None:
     rows = [*TABLES["note"], {**TABLES["note"][0], "patientunitstayid": "Mr Secret"}]
     src = write_tables(tmp_path / "src", {**TABLES, "note": rows})
-    with pytest.raises(CorpusError, match="not a whole number") as refused:
+    with pytest.raises(CorpusError) as refused:
         import_eicu(src, tmp_path / "c.parquet")
-    assert "Secret" not in str(refused.value)
+    assert str(refused.value) == "note.csv: the column patientunitstayid holds what is not a whole number"
     assert [path.name for path in tmp_path.iterdir()] == ["src"], "leaves nothing behind"
 
 
@@ -171,7 +172,7 @@ def test_the_command_imports(tmp_path: Path) -> None:
     assert done.stderr.startswith("Error: neither note.csv") and done.stderr.count("\n") == 1
 
 
-@pytest.mark.skipif(not DEMO.is_dir(), reason="the tables of the eICU demo are not at hand")
+@needs("eicu_demo")
 def test_the_demo_gives_the_shipped_corpus_and_the_labels_derived_elsewhere(tmp_path: Path) -> None:
     import_eicu(DEMO, tmp_path / "c.parquet")
     assert corpus.digest(tmp_path / "c.parquet") == corpus.digest(SHIPPED)

@@ -33,6 +33,9 @@ SHIPPED = Path(__file__).parent / "data" / "eicu_demo.parquet"
 _COLUMNS = ("text", "labels", "split", "group")
 _SHARES = (0.55, 0.15, 0.15, 0.15)
 _BATCH = 2_000
+# DuckDB holds a row group until it is whole: this many discharge summaries are about 100 MB.
+_ROW_GROUP = 8_192
+_WRITE_MEMORY = "400MB"
 _SUFFIXES = {
     ".parquet": "parquet",
     ".csv": "csv",
@@ -175,7 +178,7 @@ def write(documents: Iterable[Document], path: Path) -> int:
     The file appears whole or not at all, and the same documents always give the same bytes. Raises CorpusError
     for an unknown suffix and, in CSV, for a label that holds a semicolon.
     """
-    form = _form(path)
+    form = form_of(path)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".corpus-") as folder:
         # Of the same suffixes as the result, so that the writers compress it or not.
         partial = Path(folder) / f"partial{''.join(path.suffixes[-2:])}"
@@ -189,7 +192,10 @@ def connect(spill: Path | None = None, memory: str = "1GB") -> Any:
     settings: dict[str, str | int] = {"threads": 1, "memory_limit": memory}
     if spill is not None:
         settings["temp_directory"] = str(spill)
-    return duckdb.connect(config=settings)
+    connection = duckdb.connect(config=settings)
+    # It would go to standard output, where results go.
+    connection.execute("SET enable_progress_bar = false")
+    return connection
 
 
 def open_csv(connection: Any, path: Path) -> Any:
@@ -205,7 +211,15 @@ def open_csv(connection: Any, path: Path) -> Any:
     )
 
 
-def _form(path: Path) -> str:
+def malformed(path: Path, error: Exception, form: str) -> CorpusError:
+    """What may be told of an error of DuckDB: it quotes the offending row, which is a patient's, so only its line."""
+    line = re.search(r"\bline:? (\d+)", str(error), re.IGNORECASE)
+    place = f", line {line[1]}" if line else ""
+    return CorpusError(f"{path.name}{place}: malformed, cannot be read as {form}")
+
+
+def form_of(path: Path) -> str:
+    """The format of a corpus by its suffix: parquet, csv or jsonl; raises CorpusError for any other."""
     name = path.name.lower()
     for suffix, form in _SUFFIXES.items():
         if name.endswith(suffix):
@@ -214,7 +228,7 @@ def _form(path: Path) -> str:
 
 
 def _rows(path: Path) -> Iterator[tuple[Any, Any, Any, Any]]:
-    form = _form(path)
+    form = form_of(path)
     if not path.is_file():
         raise CorpusError(f"{path.name}: no such file")
     try:
@@ -224,10 +238,7 @@ def _rows(path: Path) -> Iterator[tuple[Any, Any, Any, Any]]:
             while batch := rows.fetchmany(_BATCH):
                 yield from batch
     except duckdb.Error as error:
-        # DuckDB quotes the offending row, which is a patient's text: keep only where it is.
-        line = re.search(r"\bline:? (\d+)", str(error), re.IGNORECASE)
-        place = f", line {line[1]}" if line else ""
-        raise CorpusError(f"{path.name}{place}: malformed, cannot be read as {form}") from None
+        raise malformed(path, error, form) from None
 
 
 def _open(connection: Any, path: Path, form: str) -> Any:
@@ -300,8 +311,9 @@ def _write_csv(documents: Iterable[Document], path: Path) -> int:
 def _write_parquet(documents: Iterable[Document], path: Path) -> int:
     rows = path.with_suffix(".jsonl")
     count = _write_jsonl(documents, rows)
-    with connect(spill=path.parent) as connection:
-        _open_json(connection, rows, columns=_JSON_COLUMNS).write_parquet(str(path), compression="zstd")
+    with connect(path.parent, _WRITE_MEMORY) as connection:
+        relation = _open_json(connection, rows, columns=_JSON_COLUMNS)
+        relation.write_parquet(str(path), compression="zstd", row_group_size=_ROW_GROUP)
     return count
 
 

@@ -6,37 +6,35 @@ are the first parts of its diagnosis strings, so no other part of them, and no f
 (the same organ systems), enters its text. DuckDB sorts the tables in bounded memory; the stays stream through.
 """
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import duckdb
-
-from amnestic_unlearn import corpus
+from amnestic_unlearn import corpus, tables
 from amnestic_unlearn.corpus import CorpusError, Document
+from amnestic_unlearn.tables import Table
 
-MEMORY = "1GB"
-
-# Columns read of each table; the last orders entries of the same minute.
-TABLES = {
-    "patient": (
-        "patientunitstayid",
-        "uniquepid",
-        "unittype",
-        "unitstaytype",
-        "unitadmitsource",
-        "gender",
-        "age",
-        "apacheadmissiondx",
+TABLES = (
+    Table(
+        "patient",
+        whole=("patientunitstayid",),
+        text=("uniquepid", "unittype", "unitstaytype", "unitadmitsource", "gender", "age", "apacheadmissiondx"),
     ),
-    "diagnosis": ("patientunitstayid", "diagnosisstring"),
-    "pastHistory": ("patientunitstayid", "pasthistoryoffset", "pasthistorypath", "pasthistoryvalue", "pasthistoryid"),
-    "note": ("patientunitstayid", "noteoffset", "notepath", "notevalue", "noteid"),
-    "treatment": ("patientunitstayid", "treatmentoffset", "treatmentstring", "treatmentid"),
-}
+    Table("diagnosis", whole=("patientunitstayid",), text=("diagnosisstring",)),
+    Table(
+        "pastHistory",
+        whole=("patientunitstayid", "pasthistoryoffset", "pasthistoryid"),
+        text=("pasthistorypath", "pasthistoryvalue"),
+    ),
+    Table("note", whole=("patientunitstayid", "noteoffset", "noteid"), text=("notepath", "notevalue")),
+    Table(
+        "treatment",
+        whole=("patientunitstayid", "treatmentoffset", "treatmentid"),
+        text=("treatmentstring",),
+    ),
+)
 
 # Paths of notes that say how a form was filled in and saved, nothing of the patient.
 _NAVIGATION = (
@@ -48,10 +46,10 @@ _NAVIGATION = (
 
 _STAYS = """
 CREATE TEMP TABLE stay AS
-SELECT DISTINCT CAST(patientunitstayid AS BIGINT) AS id, trim(split_part(diagnosisstring, '|', 1)) AS system
+SELECT DISTINCT patientunitstayid AS id, trim(split_part(diagnosisstring, '|', 1)) AS system
 FROM diagnosis
 WHERE trim(split_part(diagnosisstring, '|', 1)) <> ''
-  AND CAST(patientunitstayid AS BIGINT) IN (SELECT CAST(patientunitstayid AS BIGINT) FROM patient)
+  AND patientunitstayid IN (SELECT patientunitstayid FROM patient)
 """
 
 # Kinds of entry, in the order in which they stand in a document.
@@ -60,18 +58,18 @@ _PATIENT, _SYSTEM, _PAST, _NOTE, _TREATMENT = range(5)
 # One row an entry, in the order in which a document is put together.
 _ENTRIES = f"""
 SELECT id, kind, fields FROM (
-  SELECT CAST(patientunitstayid AS BIGINT) AS id, {_PATIENT} AS kind, 0 AS minute, 0 AS entry,
+  SELECT patientunitstayid AS id, {_PATIENT} AS kind, 0 AS minute, 0 AS entry,
     [uniquepid, unittype, unitstaytype, unitadmitsource, gender, age, apacheadmissiondx] AS fields FROM patient
   UNION ALL
   SELECT id, {_SYSTEM}, 0, 0, [system] FROM stay
   UNION ALL
-  SELECT CAST(patientunitstayid AS BIGINT), {_PAST}, CAST(pasthistoryoffset AS BIGINT), CAST(pasthistoryid AS BIGINT),
+  SELECT patientunitstayid, {_PAST}, pasthistoryoffset, pasthistoryid,
     [pasthistorypath, pasthistoryvalue] FROM pastHistory
   UNION ALL
-  SELECT CAST(patientunitstayid AS BIGINT), {_NOTE}, CAST(noteoffset AS BIGINT), CAST(noteid AS BIGINT),
+  SELECT patientunitstayid, {_NOTE}, noteoffset, noteid,
     [notepath, notevalue] FROM note
   UNION ALL
-  SELECT CAST(patientunitstayid AS BIGINT), {_TREATMENT}, CAST(treatmentoffset AS BIGINT), CAST(treatmentid AS BIGINT),
+  SELECT patientunitstayid, {_TREATMENT}, treatmentoffset, treatmentid,
     [treatmentstring] FROM treatment
 )
 WHERE id IN (SELECT id FROM stay)
@@ -102,44 +100,15 @@ def import_eicu(
     done and in all. Same tables, same bytes. Raises CorpusError, naming file and column, for a table or column
     that is missing or malformed, and for a label that no stay has.
     """
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".eicu-") as spill:
-        try:
-            with corpus.connect(Path(spill), MEMORY) as connection:
-                _open_tables(connection, src)
-                connection.execute(_STAYS)
-                kept = _choose(connection, labels, top)
-                total, everyone = connection.execute(
-                    "SELECT (SELECT count(DISTINCT id) FROM stay), (SELECT count(*) FROM patient)"
-                ).fetchone()
-                documents = _documents(connection, frozenset(kept))
-                count = corpus.write(_counted(documents, total, progress), out)
-        except (duckdb.OutOfMemoryException, duckdb.IOException):
-            raise CorpusError(
-                f"{src.name}: a file cannot be read, or {MEMORY} of memory and the disk of {out.name} do not suffice"
-            ) from None
-        except duckdb.Error:
-            # DuckDB's own text quotes the offending value.
-            raise CorpusError(
-                f"{src.name}: a table is malformed, or an id or offset in it is not a whole number"
-            ) from None
+    with tables.connected({table: tables.find(src, table.name) for table in TABLES}, out) as (connection, _):
+        connection.execute(_STAYS)
+        kept = _choose(connection, labels, top)
+        total, everyone = connection.execute(
+            "SELECT (SELECT count(DISTINCT id) FROM stay), (SELECT count(*) FROM patient)"
+        ).fetchone()
+        documents = _documents(connection, frozenset(kept))
+        count = corpus.write(_counted(documents, total, progress), out)
     return Imported(count, kept, everyone - total)
-
-
-def _open_tables(connection: Any, src: Path) -> None:
-    files = {path.name.lower(): path for path in sorted(src.iterdir())} if src.is_dir() else {}
-    for table, columns in TABLES.items():
-        path = files.get(f"{table}.csv".lower()) or files.get(f"{table}.csv.gz".lower())
-        if path is None:
-            raise CorpusError(f"neither {table}.csv nor {table}.csv.gz is in {src}")
-        try:
-            relation = corpus.open_csv(connection, path)
-        except duckdb.Error:
-            raise CorpusError(f"{path.name}: malformed, cannot be read as csv") from None
-        present = {name.lower() for name in relation.columns}
-        for column in columns:
-            if column not in present:
-                raise CorpusError(f"{path.name}: the column {column} is missing")
-        relation.create_view(table)
 
 
 def _choose(connection: Any, labels: Sequence[str] | None, top: int) -> tuple[str, ...]:

@@ -38,16 +38,30 @@ CODIESP = Collection(
 )
 
 
-def convert(collection: Collection, src: Path, out: Path) -> int:
-    """Write the corpus of a collection's file and return its count of documents; raises CorpusError."""
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """What was written: documents, and the labels kept in alphabetical order."""
+
+    documents: int
+    labels: tuple[str, ...]
+
+
+def convert(collection: Collection, src: Path, out: Path) -> Converted:
+    """Write the corpus of a collection's file to `out`, in the format of its suffix.
+
+    Same file, same bytes. Raises CorpusError, naming file and line, for what is not of the form, and if no label has
+    documents enough.
+    """
     rows = list(_rows(src))
     counts = Counter(label for _, _, labels in rows for label in labels)
     kept = {label for label, count in counts.items() if count >= collection.least}
+    if not kept:
+        raise CorpusError(f"{src.name}: no label has {collection.least} documents")
     documents = (
         Document(text, tuple(sorted(kept.intersection(labels))), assign_split(name), name)
         for name, text, labels in rows
     )
-    return write(documents, out)
+    return Converted(write(documents, out), tuple(sorted(kept)))
 
 
 def _rows(src: Path) -> Iterator[tuple[str, str, set[str]]]:

@@ -1,17 +1,15 @@
-"""`amnestic corpus`: make a corpus from a database's tables, and describe one."""
+"""`amnestic corpus`: describe a corpus; making one is in `corpus_import`."""
 
-import dataclasses
 from pathlib import Path
 
 import click
 from rich import box
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
+from amnestic_server.cli.corpus_import import import_group
 from amnestic_server.cli.render import print_json
 from amnestic_unlearn.corpus import SHIPPED, SPLITS, CorpusError, Description, describe
-from amnestic_unlearn.eicu import import_eicu
 
 
 @click.group(name="corpus")
@@ -23,62 +21,7 @@ def command() -> None:
     """
 
 
-@command.group(name="import")
-def import_group() -> None:
-    """Make a corpus from the tables of a clinical database."""
-
-
-@import_group.command(name="eicu")
-@click.option(
-    "--src",
-    required=True,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder of the eICU tables, .csv or .csv.gz: patient, diagnosis, pastHistory, note, treatment.",
-)
-@click.option(
-    "--out",
-    required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="File to write: .parquet, .csv, .csv.gz, .jsonl or .jsonl.gz.",
-)
-@click.option("--labels", help="Organ systems to keep as labels, separated by commas.")
-@click.option(
-    "--top",
-    type=click.IntRange(min=1),
-    default=6,
-    show_default=True,
-    help="Without --labels: how many of the most frequent organ systems to keep.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print what was written as one JSON object.")
-def import_eicu_command(src: Path, out: Path, labels: str | None, top: int, as_json: bool) -> None:
-    """Organ systems that intensive-care stays are diagnosed in, from the eICU database or its demo.
-
-    Tables of any size stream through; patients are divided among the splits by a hash of their id.
-
-    \b
-    Example:
-      amnestic corpus import eicu --src eicu-crd-2.0 --out eicu.parquet
-    """
-    if not out.absolute().parent.is_dir():
-        raise click.ClickException(f"the directory of {out} does not exist")
-    kept = [label.strip() for label in labels.split(",") if label.strip()] if labels else None
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("reading tables", total=None)
-        try:
-            result = import_eicu(
-                src,
-                out,
-                kept,
-                top,
-                lambda done, total: bar.update(task, description="stays", completed=done, total=total),
-            )
-        except (CorpusError, OSError) as error:
-            raise click.ClickException(str(error)) from error
-    if as_json:
-        print_json({"out": str(out), **dataclasses.asdict(result)})
-    else:
-        click.echo(f"{out}: {result.documents} documents, labels {', '.join(result.labels)}")
+command.add_command(import_group)
 
 
 @command.command(name="describe")

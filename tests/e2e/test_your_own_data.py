@@ -1,0 +1,119 @@
+"""The commands of docs/your-own-data.md, run as they stand there up to the bundle, on generated files.
+
+Only two things are put in: the files that PhysioNet would ship, and in place of the hub's Bio_ClinicalBERT a tiny
+checkpoint in the same form, one `pytorch_model.bin`.
+"""
+
+import json
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+import torch
+from click.testing import CliRunner
+from mimic_files import write_mimic_iii, write_mimic_iv
+from open_data import DATA, needs
+from toys import toy_model, toy_tokenizer
+
+from amnestic_server.cli import group
+from amnestic_unlearn import corpus, icd
+from amnestic_unlearn.manifest import Manifest, verify
+
+PAGE = (Path(__file__).parents[2] / "docs" / "your-own-data.md").read_text()
+BIO_CLINICAL_BERT = "emilyalsentzer/Bio_ClinicalBERT"
+COMMANDS = [
+    line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.replace("\\\n", "").splitlines()
+]
+
+
+def run(line: str, **replaced: str) -> str:
+    """Run one command of the page; returns standard output."""
+    program, *arguments = shlex.split(line)
+    assert program == "amnestic"
+    done = CliRunner().invoke(group, [replaced.get(argument, argument) for argument in arguments])
+    assert done.exit_code == 0, f"{line}\n{done.output}"
+    return done.stdout
+
+
+def command(start: str) -> str:
+    (found,) = [line for line in COMMANDS if line.startswith(f"amnestic {start}")]
+    return found
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with generated files where PhysioNet's downloads would lie."""
+    monkeypatch.chdir(tmp_path)
+    files = tmp_path / "physionet.org" / "files"
+    generated = write_mimic_iv(tmp_path / "generated", 400)
+    (files / "mimiciv" / "3.1").mkdir(parents=True)
+    (files / "mimic-iv-note" / "2.2").mkdir(parents=True)
+    (generated / "hosp").rename(files / "mimiciv" / "3.1" / "hosp")
+    (generated / "note").rename(files / "mimic-iv-note" / "2.2" / "note")
+    write_mimic_iii(files / "mimiciii" / "1.4", 30)
+    return tmp_path
+
+
+def tiny_bio_clinical_bert(folder: Path, texts: list[str]) -> Path:
+    tokenizer = toy_tokenizer(texts)
+    model = toy_model("bert", len(tokenizer), max_position_embeddings=512)
+    folder.mkdir()
+    model.config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    return folder
+
+
+def test_from_the_files_to_a_bundle(desk: Path) -> None:
+    run(command("corpus import mimic-iv"))
+    run(command("corpus import mimic-iii"))
+    assert "respiratory" in run(command("corpus describe"))
+    documents = corpus.read(desk / "mimic4.parquet")
+    assert len(documents) == 400 and len(corpus.read(desk / "mimic3.parquet")) == 30
+    assert not any(" disease" in document.text for document in documents), "the lists of diagnoses are left out"
+    local = tiny_bio_clinical_bert(desk / "tiny", [document.text for document in documents])
+    run(command("train"), **{BIO_CLINICAL_BERT: str(local)})
+    run(command("export"))
+    manifest = Manifest.read(desk / "bundle")
+    verify(desk / "bundle", manifest)
+    assert manifest.labels == tuple(sorted(icd.DEFAULT)) and manifest.max_tokens == 512
+    assert {path.suffix for path in (desk / "checkpoint").iterdir()} == {".json", ".safetensors"}
+
+
+@needs("eicu_demo")
+def test_the_eicu_demo_stands_in_for_the_full_database(desk: Path) -> None:
+    folder = desk / "physionet.org" / "files" / "eicu-crd"
+    folder.mkdir()
+    (folder / "2.0").symlink_to(DATA / "eicu_demo")
+    run(command("corpus import eicu"))
+    assert corpus.digest(desk / "eicu.parquet") == corpus.digest(corpus.SHIPPED)
+
+
+def test_the_categories_of_the_page_are_read(desk: Path) -> None:
+    (block,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    (desk / "mine.toml").write_text(block)
+    written = run(f"{command('corpus import mimic-iv')} --categories mine.toml --json")
+    assert json.loads(written)["labels"].keys() == tomllib.loads(block).keys()
+    assert min(json.loads(written)["labels"].values()) > 20
+
+
+def test_the_page_names_every_category() -> None:
+    (paragraph,) = [part for part in PAGE.split("\n\n") if part.startswith("**Which labels.**")]
+    assert [name for name in icd.CATEGORIES if f"`{name}`" not in paragraph] == []
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if "bench" not in line and "--preset" not in line])
+def test_the_page_names_commands_and_options_that_exist(line: str) -> None:
+    _, *words = shlex.split(line)
+    found: click.Command = group
+    with click.Context(found) as context:
+        while isinstance(found, click.Group):
+            (name, *words) = words
+            step = found.get_command(context, name)
+            assert step is not None, name
+            found = step
+    known = {option for parameter in found.params for option in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= known
