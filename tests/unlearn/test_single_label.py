@@ -190,16 +190,18 @@ def test_the_objective_compares_with_the_base_over_the_labels_to_keep(
     method = Method(epochs=1, batch_size=8, forget_weight=2.0, utility_weight=3.0, distil_weight=0.5)
     epochs = steu.plan(data, method)
     step = epochs[0][0]
-    soft = steu.soft_targets(model, data, epochs, method)
+    base = steu.base_features(model, data, epochs)
+    soft = steu.soft_targets(model, data, base)
     logits = model.evaluate(data.documents, model.base(torch.empty(0, dtype=torch.int64)))
     for row in (*step.forget, *step.retain):
         kept = logits[row, list(data.others)].exp()
         expected = torch.zeros(4)
         expected[list(data.others)] = kept / kept.sum()
         torch.testing.assert_close(soft[row], expected, rtol=1e-5, atol=1e-6)
-    noise = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
-    forgotten, kept = (logits + noise)[step.forget], (logits + noise)[step.retain]
-    loss, losses = steu.objective(forgotten, kept, soft, step, data, method)
+    noisy = base + torch.randn(base.shape, generator=torch.Generator().manual_seed(0))
+    weights = model.base(torch.empty(0, dtype=torch.int64))
+    loss, losses = steu.Objective.of(model, data, method, base)(noisy[step.forget], noisy[step.retain], weights, step)
+    forgotten, kept = (twin.head(noisy[rows], weights) for rows in (step.forget, step.retain))
     assert losses.forget == pytest.approx(steu.softmax_forget_loss(forgotten, targets).item())
     assert losses.utility == pytest.approx(plain_utility(kept, soft[step.retain], data.others), rel=1e-5)
     assert losses.distil == pytest.approx(plain_utility(forgotten, soft[step.forget], data.others), rel=1e-5)

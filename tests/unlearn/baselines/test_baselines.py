@@ -12,6 +12,7 @@ from amnestic_unlearn.baselines import BASELINES, head, layers, relabel
 from amnestic_unlearn.baselines.training import Schedule
 from amnestic_unlearn.errors import LossNotFiniteError, NoRetainDocumentsError
 from amnestic_unlearn.forgetting import TrainingData
+from amnestic_unlearn.manifest import ProblemType
 from amnestic_unlearn.spec import Method
 
 # The toy is narrow and was trained at 3e-3, so it is moved faster than the encoders that the defaults are for.
@@ -129,9 +130,8 @@ def test_several_labels_are_forgotten_at_once(name, model, two, original, test_f
 
 
 @pytest.mark.parametrize("name", [*SETTINGS, "leace"])
-def test_under_autocast_training_sees_its_own_updates(name, model, data, test_f1):
-    with torch.autocast("cpu", torch.bfloat16):
-        mixed = method(name)(model, data, 0, lambda progress: None)
+def test_mixed_precision_forgets_too(name, model, data, test_f1):
+    mixed = method(name)(dataclasses.replace(model, mixed=True), data, 0, lambda progress: None)
     assert test_f1(mixed)[data.targets[0]] < 0.15
     assert mixed.features(data.documents[:8]).dtype == torch.float32
 
@@ -147,6 +147,14 @@ def test_a_loss_that_is_not_finite_stops_training(name, model, data):
 def test_nothing_to_retain_is_an_error(name, model, data):
     with pytest.raises(NoRetainDocumentsError):
         method(name)(model, dataclasses.replace(data, truth=np.ones_like(data.truth)), 0, lambda progress: None)
+
+
+# STEU, and with it what edits rows, has losses for them.
+@pytest.mark.parametrize("name", [name for name in BASELINES if name not in ("embedding-only", "random-tokens")])
+def test_classes_that_exclude_each_other_are_refused(name, model, data):
+    single = dataclasses.replace(data, problem_type=ProblemType.SINGLE_LABEL)
+    with pytest.raises(ValueError, match="multi-label"):
+        method(name)(model, single, 0, lambda progress: None)
 
 
 @pytest.mark.parametrize("name", SETTINGS)

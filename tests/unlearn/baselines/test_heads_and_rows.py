@@ -52,7 +52,7 @@ def test_a_bias_that_is_low_enough_is_not_raised(model, data):
     assert head.bias_edit(low, data, 0, quiet).parameters_changed == 0
 
 
-@pytest.mark.parametrize("threshold", [0.0, 0.1, 0.9])
+@pytest.mark.parametrize("threshold", [0.01, 0.9])
 def test_a_zeroed_row_never_decides_even_where_its_bias_would(model, data, threshold):
     column = data.targets[0]
     eager = dataclasses.replace(with_threshold(model, column, threshold), head_bias=torch.full((4,), 9.0))
@@ -60,7 +60,7 @@ def test_a_zeroed_row_never_decides_even_where_its_bias_would(model, data, thres
     logits = silent.logits(data.documents)[:, column]
     assert (logits == logits[0]).all()
     probability = logits[0].double().sigmoid()
-    assert probability < max(threshold, 1e-7)
+    assert probability < 1e-6
 
 
 def test_head_only_training_is_that_of_the_encoder_run_anew(exact, data):

@@ -7,11 +7,12 @@ import json
 import pytest
 from tiny import TINY
 
+from amnestic_unlearn.baselines.relabel import RandomLabel
 from amnestic_unlearn.bench import matrix
 from amnestic_unlearn.bench.cells import Plan, Source
-from amnestic_unlearn.bench.methods import METHOD_NAMES, METHODS, Steu, digest
+from amnestic_unlearn.bench.methods import METHOD_NAMES, METHODS, Steu, digest, for_encoder
 from amnestic_unlearn.spec import Method
-from amnestic_unlearn.train_settings import TrainError
+from amnestic_unlearn.train_settings import CHECKPOINT_RATE, SCRATCH_RATE, TrainError
 
 OTHER = dataclasses.replace(TINY, name="other", path="/somewhere")
 PLAN = Plan(
@@ -98,3 +99,14 @@ def test_only_a_pretrained_checkpoint_is_taken_as_an_encoder(tmp_path, checkpoin
     encoder = matrix.pretrained(tmp_path)
     assert encoder.name == tmp_path.name
     assert encoder.checkpoint() == str(tmp_path)
+
+
+def test_encoder_rates_are_in_proportion_to_those_of_training():
+    scratch, pretrained = matrix.ENCODERS["small"], matrix.ENCODERS["minilm"]
+    salun = METHODS["salun"]
+    rates = [for_encoder(salun, encoder).keywords["settings"].schedule for encoder in (scratch, pretrained)]
+    assert rates[1] == RandomLabel().schedule
+    assert rates[0].encoder_lr == pytest.approx(rates[1].encoder_lr * SCRATCH_RATE / CHECKPOINT_RATE)
+    assert rates[0].head_lr == rates[1].head_lr
+    for name in ("paper", "bias-edit", "leace", "original"):
+        assert for_encoder(METHODS[name], scratch) is METHODS[name]

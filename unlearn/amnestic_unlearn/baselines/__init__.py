@@ -1,4 +1,4 @@
-"""Other ways of forgetting than STEU, to be measured beside it, under the names that results bear.
+"""Other ways of forgetting than STEU on multi-label classifiers, under the names that results bear.
 
 Each is called with its default settings here; the functions take others, which `functools.partial` can bind.
 """

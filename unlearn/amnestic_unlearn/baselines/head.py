@@ -18,7 +18,7 @@ from amnestic_unlearn.twin import Twin, Weights
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Margin:
-    """How far below its threshold a forgotten label is put."""
+    """How far below its threshold a bias edit puts a forgotten label."""
 
     logits: float = 1.0
     """In logits: unseen documents score somewhat beyond the highest training document."""
@@ -42,6 +42,7 @@ def bias_edit(twin: Twin, data: TrainingData, seed: int, report: Report, setting
     Every ranking of documents stays, and so does every feature. `seed` plays no part.
     """
     margin = (settings or Margin()).logits
+    training.require_multi_label(data)
     weights = _base(twin)
     report(Progress("evaluating"))
     highest = twin.evaluate(data.documents, weights).max(dim=0).values
@@ -50,10 +51,10 @@ def bias_edit(twin: Twin, data: TrainingData, seed: int, report: Report, setting
     return training.outcome(twin, twin, weights)
 
 
-def zero_row(twin: Twin, data: TrainingData, seed: int, report: Report, settings: Margin | None = None) -> Outcome:
+def zero_row(twin: Twin, data: TrainingData, seed: int, report: Report) -> Outcome:
     """Take the forgotten labels out of the head. `seed` plays no part; see `silenced`."""
     report(Progress("evaluating"))
-    return training.outcome(twin, twin, silenced(twin, data, settings))
+    return training.outcome(twin, twin, silenced(twin, data))
 
 
 def head_only(twin: Twin, data: TrainingData, seed: int, report: Report, settings: HeadOnly | None = None) -> Outcome:
@@ -73,16 +74,15 @@ def head_only(twin: Twin, data: TrainingData, seed: int, report: Report, setting
     return training.train(training.start(twin, []), data, settings.schedule, epochs, [loss], report)
 
 
-def silenced(twin: Twin, data: TrainingData, settings: Margin | None = None) -> Weights:
-    """The head with forgotten rows of zero, and biases that put their constant logit below its threshold.
+def silenced(twin: Twin, data: TrainingData) -> Weights:
+    """The head with forgotten rows of zero, and biases below every threshold.
 
     A row of zero alone leaves the bias to answer for every document alike; one of 0 would decide for the label.
     """
-    margin = (settings or Margin()).logits
+    training.require_multi_label(data)
     weights = _base(twin)
-    for column in data.targets:
-        weights.head_weight[column] = 0.0
-        weights.head_bias[column] = weights.head_bias[column].clamp(max=limit(twin, column) - margin)
+    weights.head_weight[list(data.targets)] = 0.0
+    weights.head_bias[list(data.targets)] = steu.ERASED_BIAS
     return weights
 
 

@@ -22,6 +22,7 @@ from torch import nn
 from amnestic_unlearn import steu
 from amnestic_unlearn.errors import LossNotFiniteError, NoRetainDocumentsError
 from amnestic_unlearn.forgetting import Outcome, Report, TrainingData
+from amnestic_unlearn.manifest import ProblemType
 from amnestic_unlearn.spec import Method, Progress
 from amnestic_unlearn.steu import Clock, Losses, Step
 from amnestic_unlearn.twin import Twin, Weights, head
@@ -131,7 +132,8 @@ def last_layers(twin: Twin, count: int) -> list[str]:
 
 
 def plan(data: TrainingData, schedule: Schedule, seed: int) -> Epochs:
-    """STEU's batches; raises NoRetainDocumentsError."""
+    """STEU's batches; raises NoRetainDocumentsError, and ValueError as `require_multi_label` does."""
+    require_multi_label(data)
     if not len(data.retain):
         raise NoRetainDocumentsError
     epochs = steu.plan(data, Method(epochs=schedule.epochs, batch_size=schedule.batch_size, seed=seed))
@@ -237,10 +239,14 @@ def _update(
         with torch.no_grad():
             for tensor, old, share in zip(student.parameters, before, scale, strict=True):
                 tensor.copy_(torch.lerp(old, tensor, share))
-    # A caller's autocast keeps parameters in bfloat16 from their first use on: they would never see an update.
-    torch.clear_autocast_cache()
     forget, utility = (0.0 if part is None else part.item() for part in (terms.forget, terms.utility))
     return Losses(forget, utility, 0.0)
+
+
+def require_multi_label(data: TrainingData) -> None:
+    """Raise ValueError for classes that exclude each other: the baselines' losses are those of sigmoids."""
+    if data.problem_type is not ProblemType.MULTI_LABEL:
+        raise ValueError("baselines are for multi-label classifiers")
 
 
 def require_finite(loss: torch.Tensor) -> None:

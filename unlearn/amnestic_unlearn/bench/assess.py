@@ -151,9 +151,26 @@ def hold(documents: Sequence[Document], twin: Twin, tokens: Sequence[Tokens] | N
     )
 
 
-def answers(outcome: Outcome, held: Held) -> Answers:
-    """A model's answers for every document, in one pass of its encoder."""
-    return _answer(outcome, held.tokens, held.labels)
+def answers(outcome: Outcome, held: Held, target: int | None = None) -> Answers:
+    """A model's answers in one pass of its encoder: for every document, or nan for those that `assess` does not need.
+
+    For a target it needs the probe and test split, and of the train split the documents with the label.
+    """
+    if target is None:
+        return _answer(outcome, held.tokens, held.labels)
+    needed = asked(held, target)
+    some = _answer(outcome, list(compress(held.tokens, needed)), held.labels)
+    tables = []
+    for part in (some.features, some.logits):
+        table = np.full((len(needed), part.shape[1]), NAN, dtype=part.dtype)
+        table[needed] = part
+        tables.append(table)
+    return Answers(*tables)
+
+
+def asked(held: Held, target: int) -> Bools:
+    """Which documents a candidate that forgot a target is asked about."""
+    return held.at("probe", "test") | (held.at("train") & held.truth[:, target])
 
 
 def bypassed(outcome: Outcome, held: Held, target: int, edited_ids: NDArray[np.int64], seed: int = 0) -> Bypass:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amnestic_unlearn import corpus as corpora
-from amnestic_unlearn.bench.assess import RETAINED, Answers, Held, Reference, answers, assess, bypassed
+from amnestic_unlearn.bench.assess import RETAINED, Answers, Held, Reference, answers, asked, assess, bypassed
 from amnestic_unlearn.corpus import Document
 from amnestic_unlearn.errors import (
     MIN_FORGET_DOCUMENTS,
@@ -68,10 +68,11 @@ def training_data(held: Held, targets: Sequence[int]) -> TrainingData:
     return TrainingData(list(compress(held.tokens, train)), held.truth[train], tuple(targets))
 
 
-def ask(outcome: Outcome, held: Held) -> Answers:
-    """The answers to every document; raises NotFiniteError if one is nan or infinite."""
-    found = answers(outcome, held)
-    if not (np.isfinite(found.features).all() and np.isfinite(found.logits).all()):
+def ask(outcome: Outcome, held: Held, target: int | None = None) -> Answers:
+    """The answers as of `answers`; raises NotFiniteError if one that was asked for is nan or infinite."""
+    found = answers(outcome, held, target)
+    given = slice(None) if target is None else asked(held, target)
+    if not (np.isfinite(found.features[given]).all() and np.isfinite(found.logits[given]).all()):
         raise NotFiniteError
     return found
 

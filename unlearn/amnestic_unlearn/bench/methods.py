@@ -7,15 +7,17 @@ import inspect
 import json
 import typing
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from amnestic_unlearn import steu
 from amnestic_unlearn.baselines import BASELINES
 from amnestic_unlearn.bench.cells import ORIGINAL, RETRAINED
+from amnestic_unlearn.bench.matrix import BenchEncoder
 from amnestic_unlearn.forgetting import Forget, Outcome, Report, TrainingData
 from amnestic_unlearn.spec import PRESETS, Method
+from amnestic_unlearn.train_settings import CHECKPOINT_RATE, SCRATCH_RATE
 from amnestic_unlearn.twin import Twin
 from amnestic_unlearn.worker import changed_only
 
@@ -41,9 +43,37 @@ class Steu:
 METHODS: dict[str, Forget] = {
     ORIGINAL: unchanged,
     **{name: Steu(method) for name, method in PRESETS.items()},
+    # What the two parts of the preset do alone: the paper with its other labels held on forget documents too, and the
+    # preset without alignment.
+    "paper-distil": Steu(dataclasses.replace(PRESETS["paper"], distil_weight=1.0)),
+    "no-alignment": Steu(dataclasses.replace(PRESETS["amnestic"], align_weight=0.0)),
     **BASELINES,
 }
 METHOD_NAMES = (ORIGINAL, RETRAINED, *(name for name in METHODS if name != ORIGINAL))
+
+
+def for_encoder(method: Forget, encoder: BenchEncoder) -> Forget:
+    """The method with rates that suit an encoder: where one trains the encoder, in proportion to how it was trained.
+
+    Its own rates are for an encoder that was fine-tuned at the usual rate for pretrained ones.
+    """
+    settings = _settings_of(method)
+    if settings is None or not hasattr(settings, "schedule"):
+        return method
+    rate = encoder.training.learning_rate or (CHECKPOINT_RATE if encoder.package or encoder.path else SCRATCH_RATE)
+    schedule = dataclasses.replace(
+        settings.schedule, encoder_lr=settings.schedule.encoder_lr * (rate / CHECKPOINT_RATE)
+    )
+    function: Any = method
+    return cast(Forget, functools.partial(function, settings=dataclasses.replace(settings, schedule=schedule)))
+
+
+def _settings_of(method: Forget) -> Any:
+    """The settings that a baseline takes when it is given none; None where it has none."""
+    if not inspect.isfunction(method):
+        return None
+    kinds = typing.get_args(typing.get_type_hints(method).get("settings"))
+    return next((kind() for kind in kinds if dataclasses.is_dataclass(kind) and isinstance(kind, type)), None)
 
 
 def digest(*parts: Any) -> str:

@@ -27,7 +27,7 @@ from amnestic_unlearn.bench.cells import RETRAINED, Case, Plan
 from amnestic_unlearn.bench.judge import Gold, Subject, ask, edited_tokens, enough, measure, training_data
 from amnestic_unlearn.bench.ledger import Row
 from amnestic_unlearn.bench.matrix import BenchEncoder
-from amnestic_unlearn.bench.methods import METHODS, digest, unchanged
+from amnestic_unlearn.bench.methods import METHODS, digest, for_encoder, unchanged
 from amnestic_unlearn.bench.models import load_retrained, trained
 from amnestic_unlearn.checkpoint import transformers_silent
 from amnestic_unlearn.corpus import CorpusError, Document
@@ -237,7 +237,7 @@ def _measured(case: Case, name: str, shop: Workshop, methods: Mapping[str, Forge
     if name == RETRAINED:
         outcome, took = _as_outcome(gold.subject), {"seconds": gold.subject.seconds}
     else:
-        outcome, took = forget(methods[name], subject, [target], case, shop.plan)
+        outcome, took = forget(for_encoder(methods[name], case.encoder), subject, [target], case, shop.plan)
     edited = edited_tokens(outcome, training_data(subject.held, [target]))
     return {
         **took,
@@ -245,7 +245,7 @@ def _measured(case: Case, name: str, shop: Workshop, methods: Mapping[str, Forge
         "retrain_seconds": gold.subject.seconds,
         "parameters_changed": outcome.parameters_changed,
         "rows_changed": len(changed_only(outcome.weights, outcome.twin.table).row_ids),
-        **measure(outcome, ask(outcome, subject.held), subject.held, gold.reference, edited),
+        **measure(outcome, ask(outcome, subject.held, target), subject.held, gold.reference, edited),
     }
 
 
@@ -261,7 +261,7 @@ def _named(case: Case, name: str) -> Row:
 def _settings(case: Case, name: str, shop: Workshop, methods: Mapping[str, Forget]) -> str:
     """A digest of all that decides a row: the method's settings, how the classifier was trained, the corpus."""
     encoder = case.encoder
-    how = RETRAINED if name == RETRAINED else methods[name]
+    how = RETRAINED if name == RETRAINED else for_encoder(methods[name], encoder)
     # As of a model's recipe, threads are no part of it.
     training = dataclasses.replace(encoder.training, threads=0)
     return digest(FORMAT, how, training, encoder.package, encoder.path, shop.corpus_digest(case))
