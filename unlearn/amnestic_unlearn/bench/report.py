@@ -15,12 +15,12 @@ from amnestic_unlearn.bench.table import tables
 PAGE = "unlearning.md"
 BEGIN = "<!-- tables: written by `amnestic bench unlearn --report` -->"
 END = "<!-- end of tables -->"
+# Of a page that is not there yet.
 HEAD = f"""# Unlearning
 
-`amnestic bench unlearn` runs every way of forgetting on every corpus, encoder, label and seed, and measures each beside
-the model before and beside the gold standard, a model that was trained without the label. Intervals are the 95 %
-percentile bootstrap over cells. A recovery is a ratio of summed differences: 0 is the gold standard, 1 the model
-before; it is not told where the two lie too close together.
+Every way of forgetting beside the model before (`original`) and beside one that was trained without the label
+(`retrained`). Intervals are the 95 % percentile bootstrap over cells. A recovery is a ratio of summed differences: 0 is
+`retrained`, 1 `original`; it is not told where the two lie too close together.
 
 {BEGIN}
 {END}

@@ -15,7 +15,7 @@ from amnestic_unlearn.bench.assess import Answers, Held
 from amnestic_unlearn.bench.cells import ORIGINAL, RETRAINED, Case, Plan
 from amnestic_unlearn.bench.judge import ask, edited_tokens, enough, measure, training_data
 from amnestic_unlearn.bench.ledger import Row
-from amnestic_unlearn.bench.methods import METHODS, digest
+from amnestic_unlearn.bench.methods import METHODS, digest, for_encoder
 from amnestic_unlearn.bench.run import FORMAT, Tell, Workshop, attempt, claimed, forget, may_pass, provenance
 from amnestic_unlearn.forgetting import Forget
 from amnestic_unlearn.measures import decide, f1_by_label
@@ -37,7 +37,7 @@ def run(plan: Plan, tell: Tell, methods: Mapping[str, Forget] = METHODS) -> None
     for case in claimed(plan):
         for name, step, settings in _left(case, shop, methods):
             tell({**_key(case, name), "step": step, "begun": True})
-            for row in _rows(case, name, step, settings, shop, methods[name]):
+            for row in _rows(case, name, step, settings, shop, for_encoder(methods[name], case.encoder)):
                 ledger.append(plan.results, row)
                 tell(row)
 
@@ -52,7 +52,7 @@ def _left(case: Case, shop: Workshop, methods: Mapping[str, Forget]) -> list[tup
     """Way of forgetting, number of the request and digest of the settings, of all that has not been measured."""
     rows = ledger.read(shop.plan.results)
     asked = [
-        (name, step, _settings(case, methods[name], shop))
+        (name, step, _settings(case, for_encoder(methods[name], case.encoder), shop))
         for name in shop.plan.methods
         if name not in (ORIGINAL, RETRAINED)
         for step in range(1, len(case.source.targets) + 1)

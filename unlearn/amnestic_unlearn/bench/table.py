@@ -68,7 +68,7 @@ def tables(results: Results, cells: Sequence[Key]) -> str:
         parts.append(f"### Encoder `{encoder}`\n")
         parts.append("What forgetting gives and costs; for `retrained`, the seconds are its training's.\n")
         parts.append(_table(results, FORGETTING, methods, encoder=encoder))
-        parts.append("What an attacker recovers.\n")
+        parts.append("What an attacker recovers. Efforts that were not enough count as one more than was tried.\n")
         parts.append(_table(results, ATTACKS, methods, encoder=encoder))
         for corpus in dict.fromkeys(cell[0] for cell in cells if cell[1] == encoder):
             if chosen(results, encoder=encoder, corpus=corpus):
