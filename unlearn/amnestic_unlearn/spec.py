@@ -63,7 +63,7 @@ PRESETS = {
     "paper": Method(),
     "amnestic": Method(
         epochs=32,
-        embedding_lr=5e-3,
+        embedding_lr=3e-3,
         head_lr=5e-3,
         forget_weight=0.0,
         distil_weight=1.0,

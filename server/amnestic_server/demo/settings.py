@@ -17,10 +17,7 @@ TRAINING = TrainSettings(threads=1, device="cpu")
 # What every request gets that names no settings of its own.
 METHOD = Method(preset="amnestic")
 
-# On this small model the preset meets every default but that on the probe, which recovers all that it did before (a
-# ratio of 0.998 on the gate split): rows that move further hide more, and harm more. So the demo relaxes that limit, as
-# its output and the job's record say.
-GATES = GateLimits(probe_ratio_max=1.05)
+GATES = GateLimits()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
