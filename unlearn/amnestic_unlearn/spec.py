@@ -64,10 +64,9 @@ PRESETS = {
     "amnestic": Method(
         epochs=32,
         embedding_lr=3e-3,
-        head_lr=5e-3,
         forget_weight=0.0,
         distil_weight=1.0,
-        align_weight=1.0,
+        align_weight=0.2,
         erase_head=True,
         lr_decay=True,
         max_steps=32,
