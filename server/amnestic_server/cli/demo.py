@@ -11,7 +11,8 @@ import click
 from amnestic_client import AmnesticError
 from amnestic_server.cli import render
 from amnestic_server.cli.jobs import EXIT_CODES, INTERRUPTED
-from amnestic_server.demo.settings import LABEL, OUT, TRAINING, DemoError, DemoSettings
+from amnestic_server.cli.options import gate_options
+from amnestic_server.demo.settings import GATES, LABEL, OUT, TRAINING, DemoError, DemoSettings
 from amnestic_unlearn.corpus import SHIPPED, CorpusError
 from amnestic_unlearn.train_settings import TrainError
 
@@ -66,21 +67,38 @@ Examples:
     show_default=True,
     help="Clients that keep predicting.",
 )
+@gate_options
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object, all else to stderr.")
 def command(
-    out: Path, corpus: Path | None, label: str, epochs: int, window: float, clients: int, as_json: bool
+    out: Path,
+    corpus: Path | None,
+    label: str,
+    epochs: int,
+    window: float,
+    clients: int,
+    as_json: bool,
+    **limits: float | None,
 ) -> None:
     """Train, serve, and forget a label while serving; then show what was measured.
 
     A small BERT learns the organ systems of the shipped intensive-care stays, is exported and served by a
     process of its own, and is asked to forget one label while clients keep predicting. All of it takes about
-    three minutes on two cores; later runs keep the model.
+    two minutes on two cores; later runs keep the model.
+
+    Limits of gates left out are the server's defaults.
     """
     from amnestic_server.demo.report import Narrator, console_for
 
     training = dataclasses.replace(TRAINING, epochs=epochs)
+    given = {name: limit for name, limit in limits.items() if limit is not None}
     settings = DemoSettings(
-        out=out, corpus=corpus or SHIPPED, label=label, training=training, window=window, clients=clients
+        out=out,
+        corpus=corpus or SHIPPED,
+        label=label,
+        training=training,
+        gates=dataclasses.replace(GATES, **given),
+        window=window,
+        clients=clients,
     )
     try:
         training.validate()

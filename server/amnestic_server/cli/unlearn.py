@@ -1,8 +1,6 @@
 """`amnestic unlearn`: asks for labels to be forgotten, and watches the job to its end."""
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
@@ -10,10 +8,7 @@ from amnestic_client import GateLimits, Method
 from amnestic_server.cli import render
 from amnestic_server.cli.connection import Connection, connected
 from amnestic_server.cli.jobs import follow
-from amnestic_unlearn import spec
-
-F = TypeVar("F", bound=Callable[..., Any])
-T = TypeVar("T", Method, GateLimits)
+from amnestic_server.cli.options import chosen, gate_options, method_options
 
 EXAMPLE = """\b
 Exit codes: 0 succeeded, 1 error, 2 usage, 3 rejected by a gate, 4 failed,
@@ -27,34 +22,13 @@ Examples:
 """
 
 
-def _settings(function: F) -> F:
-    """An option for each setting of the method and of the gates; left out, the preset's or the server's holds."""
-    for one in reversed(dataclasses.fields(spec.GateLimits)):
-        function = _option(one, f"Gate: {one.metadata['help']} Default {one.default:g}.")(function)
-    for one in reversed(dataclasses.fields(spec.Method)):
-        function = _option(one, one.metadata["help"])(function)
-    presets = ", ".join(f"{name} (the default)" if name == spec.DEFAULT_PRESET else name for name in spec.PRESETS)
-    return click.option("--preset", metavar="NAME", help=f"Settings of the method by name: {presets}.")(function)
-
-
-def _option(one: "dataclasses.Field[Any]", text: str) -> Callable[[F], F]:
-    name = one.name.replace("_", "-")
-    # Left out, a flag says neither.
-    given: dict[str, Any] = {"default": None} if one.type is bool else {"type": one.type}
-    return click.option(f"--{name}/--no-{name}" if one.type is bool else f"--{name}", one.name, help=text, **given)
-
-
-def _chosen(kind: type[T], settings: dict[str, Any]) -> T:
-    names = (one.name for one in dataclasses.fields(kind))  # type: ignore[arg-type]
-    return kind(**{name: settings[name] for name in names})
-
-
 @click.command(epilog=EXAMPLE)
 @click.argument("labels", metavar="LABEL...", nargs=-1, required=True)
 @click.option("--request-id", help="Id of your own: asking again with it does not start a second job.")
 @click.option("--dry-run", is_flag=True, help="Train and measure, but leave the served version as it is.")
 @click.option("--reason", default="", help="Why, for the record. Must not hold patient data.")
-@_settings
+@method_options
+@gate_options
 @click.option("--detach", is_flag=True, help="Print the job and leave; do not watch it.")
 @connected
 def command(
@@ -76,8 +50,8 @@ def command(
         labels,
         request_id=request_id,
         dry_run=dry_run,
-        method=_chosen(Method, settings),
-        gates=_chosen(GateLimits, settings),
+        method=chosen(Method, settings),
+        gates=chosen(GateLimits, settings),
         reason=reason,
         timeout=connection.timeout,
     )
