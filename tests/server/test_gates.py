@@ -21,6 +21,7 @@ from amnestic_server.gates import (
     only_declared_changed,
     retention,
 )
+from amnestic_unlearn.manifest import ProblemType
 from amnestic_unlearn.spec import GateLimits
 
 BASE = {"alpha": 0.9, "beta": 0.8, "gamma": 0.6}
@@ -125,7 +126,12 @@ class Made:
         self.base = self.answers()
         self.asked = []
         documents = GateDocuments(tuple(range(DOCUMENTS)), self.truth, np.arange(DOCUMENTS) // 2 % 5)
-        manifest = SimpleNamespace(labels=LABELS, thresholds=(0.5,) * len(LABELS))
+        manifest = SimpleNamespace(
+            labels=LABELS,
+            thresholds=(0.5,) * len(LABELS),
+            problem_type=ProblemType.MULTI_LABEL,
+            label_indices=lambda labels: [LABELS.index(label) for label in labels],
+        )
         self.evaluator = Evaluator(self, manifest, documents, self.base)
 
     def answers(self, *, features=None, weight=None, bias=None):
@@ -143,9 +149,9 @@ class Made:
         evaluator = self.evaluator
 
         async def judge():
-            base, figures = await evaluator.base_figures(), await evaluator.figures(candidate, forgotten)
+            base_f1, figures = await evaluator.base_f1(forgotten), await evaluator.figures(candidate, forgotten)
             chance = {label: evaluator.chance(label) for label in forgotten}
-            return forgetting(figures, chance, limits) + retention(base.f1, figures.f1, forgotten, limits)
+            return forgetting(figures, chance, limits) + retention(base_f1, figures.f1, forgotten, limits)
 
         found = asyncio.run(judge())
         return [gate.name for gate in found if not gate.passed]
