@@ -159,7 +159,7 @@ async def test_a_job_cancelled_at_any_moment_comes_to_an_end(started):
         life = time.monotonic() - begun
         for step in range(40):
             job = await parts.ask("alpha", dry_run=True)
-            await asyncio.sleep(step / 25 * life)
+            await asyncio.sleep(step / 13 * life)
             with suppress(PreconditionError):
                 assert (await parts.jobs.cancel(job.record.job_id)).record.state is JobState.CANCELLED
             assert (await parts.ended(job)).record.state in (JobState.CANCELLED, JobState.SUCCEEDED)
