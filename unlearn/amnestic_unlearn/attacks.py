@@ -83,16 +83,11 @@ def material(seen: Floats, seen_truth: Bools, unseen: Floats, unseen_truth: Bool
 def recovery(value: float, retrained: float, original: float) -> float:
     """Where a measure of the forgotten label lies between the retrained model (0) and the original (1).
 
-    nan if the two lie within `SMALLEST_SPAN`. Of several models, divide the sum of the numerators by the sum of the
-    denominators (`pooled_recovery`): a mean of ratios is ruled by the smallest denominator.
+    nan unless the original has at least `SMALLEST_SPAN` more: there is nothing to recover otherwise. Of several models,
+    divide the sum of the numerators by that of the denominators: a mean of ratios is ruled by the smallest denominator.
     """
     span = original - retrained
-    return (value - retrained) / span if abs(span) >= SMALLEST_SPAN else float("nan")
-
-
-def pooled_recovery(values: Floats, retrained: Floats, originals: Floats) -> float:
-    """`recovery` of several models together, by the ratio of sums; [K] each. nan where the mean span is too small."""
-    return recovery(float(np.mean(values)), float(np.mean(retrained)), float(np.mean(originals)))
+    return (value - retrained) / span if span >= SMALLEST_SPAN else float("nan")
 
 
 def bar(original: float) -> float:

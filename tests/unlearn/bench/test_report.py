@@ -66,10 +66,17 @@ def test_a_mean_is_the_mean_and_lies_in_its_interval(results):
     assert found.count == len(rows) == 8
 
 
-def test_the_interval_is_that_of_resampled_cells(results):
+def test_the_interval_is_that_of_resampled_labels_with_all_their_seeds(results):
     rows = summary.chosen(results, encoder="small", method="paper")
-    draw = random.Random(0)
-    means = sorted(sum(draw.choice(rows)["forget_f1"] for _ in rows) / len(rows) for _ in range(4000))
+    cases = {}
+    for row in rows:
+        cases.setdefault((row["corpus"], row["target"]), []).append(row["forget_f1"])
+    assert [len(seeds) for seeds in cases.values()] == [2] * 4
+    draw, means = random.Random(0), []
+    for _ in range(4000):
+        drawn = [value for _ in cases for value in draw.choice(list(cases.values()))]
+        means.append(sum(drawn) / len(drawn))
+    means.sort()
     found = summary.mean(rows, "forget_f1")
     assert found.low == pytest.approx(means[100], abs=0.02)
     assert found.high == pytest.approx(means[3900], abs=0.02)
@@ -110,6 +117,8 @@ def test_recovery_takes_the_yardsticks_rows_where_a_row_does_not_hold_them(resul
 def test_where_there_is_nothing_to_recover_none_is_told():
     rows = [measured("one", "small", 0, "a", "paper", probe_auroc_original=0.8, probe_auroc_retrained=0.795)]
     assert math.isnan(summary.recovery(rows, {}, "probe_auroc").value)
+    rows = [measured("one", "small", 0, "a", "paper", probe_auroc_original=0.7, probe_auroc_retrained=0.8)]
+    assert math.isnan(summary.recovery(rows, {}, "probe_auroc").value)
 
 
 def test_the_last_row_counts_but_a_failure_replaces_no_figure():
@@ -119,6 +128,7 @@ def test_the_last_row_counts_but_a_failure_replaces_no_figure():
     assert summary.latest([first, second], cells)[cells[0]]["forget_f1"] == 0.2
     assert summary.latest([first, failed], cells)[cells[0]]["forget_f1"] == 0.1
     assert summary.latest([failed, second], cells)[cells[0]]["forget_f1"] == 0.2
+    assert summary.latest([first, {**failed, "settings": "others"}], cells)[cells[0]]["error"] == "no"
     assert summary.latest([failed], cells)[cells[0]]["error"] == "no"
     assert summary.latest([first], []) == {}
 
@@ -143,7 +153,7 @@ def test_tables_tell_figures_and_what_is_missing(rows):
     ("estimate", "places", "text"),
     [
         (Estimate(0.1234, 0.1, 0.2, 5), 2, "0.12 (0.10 to 0.20)"),
-        (Estimate(0.1234, 0.1, 0.2, 1), 2, "0.12"),
+        (Estimate(0.1234, math.nan, math.nan, 3), 2, "0.12"),
         (Estimate(-0.0001, -0.0004, 1234.5, 2), 3, "0.000 (0.000 to 1,234.500)"),
         (Estimate(-0.5, -0.6, -0.4, 2), 1, "-0.5 (-0.6 to -0.4)"),
         (summary.UNKNOWN, 3, "n/a"),

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 
+from amnestic_unlearn.bench.cells import ORIGINAL
 from amnestic_unlearn.bench.summary import Key, Results, chosen
 from amnestic_unlearn.bench.table import Measure, mean_of, recovery_of
 
@@ -114,9 +115,11 @@ def draw(results: Results, cells: Sequence[Key], folder: Path, suffix: str = "sv
 
 
 def points(plot: Plot, results: Results, cells: Sequence[Key], encoder: str) -> list[Point]:
-    """The ways of forgetting of which both measures are known; on a logarithmic axis, above 0."""
+    """The ways of forgetting of which both measures are known; on a logarithmic axis, those that take time at all."""
     found = []
     for method in dict.fromkeys(cell[4] for cell in cells if cell[1] == encoder):
+        if plot.across.logarithmic and method == ORIGINAL:
+            continue
         rows = chosen(results, encoder=encoder, method=method)
         across, up = (axis.measure(rows, results).value for axis in (plot.across, plot.up))
         if math.isfinite(across) and math.isfinite(up) and not (plot.across.logarithmic and across <= 0):

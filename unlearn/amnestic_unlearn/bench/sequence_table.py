@@ -47,6 +47,11 @@ def _lines(rows: Sequence[Row]) -> Iterator[list[str]]:
 
 def _latest(rows: Sequence[Row]) -> list[Row]:
     """The last row of each label and request, in their order; a failure only where nothing was measured."""
-    found = {(*(row[name] for name in _REQUEST), row["label"]): row for row in rows}
+    current = {_request(row): row["settings"] for row in rows}
+    found = {(*_request(row), row["label"]): row for row in rows if row["settings"] == current[_request(row)]}
     measured = {key[:-1] for key, row in found.items() if not row["error"]}
     return [found[key] for key in sorted(found) if not found[key]["error"] or key[:-1] not in measured]
+
+
+def _request(row: Row) -> tuple[object, ...]:
+    return tuple(row[name] for name in _REQUEST)

@@ -58,6 +58,12 @@ BY_CORPUS = (
 )
 
 
+ATTACKED = """What an attacker recovers. Efforts that were not enough count as one more than was tried. Bypass recall
+and membership are of the label's own logit: where a method erases the head's row it is constant, and they say nothing;
+read the probes.
+"""
+
+
 def tables(results: Results, cells: Sequence[Key]) -> str:
     """All tables of a plan's cells, encoder by encoder, ending in a line break."""
     parts = [_coverage(results, cells)]
@@ -68,7 +74,7 @@ def tables(results: Results, cells: Sequence[Key]) -> str:
         parts.append(f"### Encoder `{encoder}`\n")
         parts.append("What forgetting gives and costs; for `retrained`, the seconds are its training's.\n")
         parts.append(_table(results, FORGETTING, methods, encoder=encoder))
-        parts.append("What an attacker recovers. Efforts that were not enough count as one more than was tried.\n")
+        parts.append(ATTACKED)
         parts.append(_table(results, ATTACKS, methods, encoder=encoder))
         for corpus in dict.fromkeys(cell[0] for cell in cells if cell[1] == encoder):
             if chosen(results, encoder=encoder, corpus=corpus):
@@ -81,7 +87,7 @@ def figure(estimate: Estimate, places: int, plain: bool = False) -> str:
     """A value with its interval; `n/a` where nothing is known."""
     if not math.isfinite(estimate.value):
         return "n/a"
-    if plain or estimate.count == 1:
+    if plain or not math.isfinite(estimate.low):
         return number(estimate.value, places)
     low, high = number(estimate.low, places), number(estimate.high, places)
     return f"{number(estimate.value, places)} ({low} to {high})"
