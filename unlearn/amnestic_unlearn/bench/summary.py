@@ -24,7 +24,7 @@ Results = Mapping[Key, Row]
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure over `count` cells with its 95 % interval; nan where nothing is known, as of the interval of one label."""
+    """A figure over `count` cells with its 95 % interval; nan where nothing is known. One label has no interval."""
 
     value: float
     low: float
