@@ -90,24 +90,33 @@ def run(twin: Twin, data: TrainingData, method: Method, report: Report) -> SteuR
 
     Raises NoRetainDocumentsError and LossNotFiniteError.
     """
-    if not len(data.retain):
-        raise NoRetainDocumentsError
-    # 1. The tokens that speak for the forgotten labels.
-    report(Progress("selecting", epochs=method.epochs))
+    report(Progress("selecting"))
     special, vocab_size = twin.manifest.special_token_ids, twin.manifest.vocab_size
     selection = select(data.documents, data.truth[:, data.targets], special, vocab_size, method.k)
-    weights = twin.base(torch.from_numpy(np.sort(selection.token_ids)))
-    # 2. Every batch in advance, so that the base model answers only for the documents that are drawn.
+    weights, epochs = edit(twin, data, method, np.sort(selection.token_ids), report)
+    return SteuResult(weights, selection, epochs)
+
+
+def edit(
+    twin: Twin, data: TrainingData, method: Method, token_ids: NDArray[np.int64], report: Report
+) -> tuple[Weights, tuple[Losses, ...]]:
+    """Forget by the rows of given tokens, ids ascending, and the head: the weights and the mean losses of each epoch.
+
+    Raises NoRetainDocumentsError and LossNotFiniteError.
+    """
+    if not len(data.retain):
+        raise NoRetainDocumentsError
+    weights = twin.base(torch.from_numpy(token_ids))
+    # 1. Every batch in advance, so that the base model answers only for the documents that are drawn.
     data = _cut(data, method.max_tokens)
     epochs = plan(data, method)
     report(Progress("training", epochs=len(epochs), steps=sum(map(len, epochs))))
     features = base_features(twin, data, epochs)
-    # 3. Nothing of the forgotten labels is left in the head.
+    # 2. Nothing of the forgotten labels is left in the head.
     if method.erase_head:
-        weights.head_weight[list(data.targets)] = 0
-        weights.head_bias[list(data.targets)] = ERASED_BIAS
-    # 4. Train.
-    return SteuResult(weights, selection, train(twin, data, method, weights, epochs, features, report))
+        erase_head(weights, data.targets)
+    # 3. Train.
+    return weights, train(twin, data, method, weights, epochs, features, report)
 
 
 def train(
@@ -279,6 +288,12 @@ def soft_targets(twin: Twin, data: TrainingData, base: torch.Tensor) -> torch.Te
     if data.problem_type is ProblemType.SINGLE_LABEL:
         return logits.index_fill(1, torch.tensor(data.targets), -math.inf).softmax(dim=1)
     return logits.sigmoid()
+
+
+def erase_head(weights: Weights, targets: Sequence[int]) -> None:
+    """Zero the labels' rows of the head in place, and lower their biases, which would answer for every document."""
+    weights.head_weight[list(targets)] = 0
+    weights.head_bias[list(targets)] = ERASED_BIAS
 
 
 def _hold(weights: Weights, targets: Sequence[int]) -> None:

@@ -75,14 +75,10 @@ def head_only(twin: Twin, data: TrainingData, seed: int, report: Report, setting
 
 
 def silenced(twin: Twin, data: TrainingData) -> Weights:
-    """The head with forgotten rows of zero, and biases below every threshold.
-
-    A row of zero alone leaves the bias to answer for every document alike; one of 0 would decide for the label.
-    """
+    """The base's head with the forgotten labels erased; see `steu.erase_head`."""
     training.require_multi_label(data)
     weights = _base(twin)
-    weights.head_weight[list(data.targets)] = 0.0
-    weights.head_bias[list(data.targets)] = steu.ERASED_BIAS
+    steu.erase_head(weights, data.targets)
     return weights
 
 

@@ -3,12 +3,10 @@
 import dataclasses
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from amnestic_unlearn import steu
 from amnestic_unlearn.baselines import training
-from amnestic_unlearn.errors import NoRetainDocumentsError
 from amnestic_unlearn.forgetting import Outcome, Report, TrainingData
 from amnestic_unlearn.selection import select
 from amnestic_unlearn.spec import Method, Progress
@@ -22,7 +20,7 @@ def embedding_only(
 
     The seed and the head's rate of `settings` play no part. Raises NoRetainDocumentsError and LossNotFiniteError.
     """
-    method = dataclasses.replace(settings or Method(), seed=seed, head_lr=0.0)
+    method = dataclasses.replace(settings or Method(), seed=seed, head_lr=0.0, erase_head=False)
     return training.outcome(twin, twin, steu.run(twin, data, method, report).weights)
 
 
@@ -33,13 +31,9 @@ def random_tokens(twin: Twin, data: TrainingData, seed: int, report: Report, set
     the forget loss, and fewer tokens than STEU's would be a weaker model, so either would prove too much. The seed
     of `settings` plays no part. Raises NoRetainDocumentsError and LossNotFiniteError.
     """
-    if not len(data.retain):
-        raise NoRetainDocumentsError
     method = dataclasses.replace(settings or Method(), seed=seed)
-    report(Progress("selecting", epochs=method.epochs))
-    weights = twin.base(torch.from_numpy(draw_tokens(twin, data, method)))
-    epochs = steu.plan(data, method)
-    steu.train(twin, data, method, weights, epochs, steu.base_features(twin, data, epochs), report)
+    report(Progress("selecting"))
+    weights, _ = steu.edit(twin, data, method, draw_tokens(twin, data, method), report)
     return training.outcome(twin, twin, weights)
 
 
