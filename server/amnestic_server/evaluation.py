@@ -126,7 +126,8 @@ class Evaluator:
     def _probe_ratio(self, answers: GateAnswers, base: GateAnswers, label: str) -> float:
         if label not in self._base_probes:
             self._base_probes[label] = self._probe(base, label)
-        return probe.excess_ratio(self._probe(answers, label), self._base_probes[label], self.chance(label))
+        moved = probe.has_moved(answers.features, base.features)
+        return probe.excess_ratio(self._probe(answers, label), self._base_probes[label], self.chance(label), moved)
 
     def _probe(self, answers: GateAnswers, label: str) -> float:
         truth = self._documents.truth[:, self._column(label)]

@@ -116,9 +116,11 @@ DOCUMENTS, WIDTH = 300, 8
 class Made:
     """Documents, a base that knows their labels, and candidates made of it; stands in for the batcher too."""
 
-    def __init__(self, knows_alpha=True):
-        random = np.random.default_rng(0)
+    def __init__(self, knows_alpha=True, seed=0, alphas=None):
+        random = np.random.default_rng(seed)
         self.truth = random.random((DOCUMENTS, len(LABELS))) < 0.2
+        if alphas is not None:
+            self.truth[:, 0] = np.arange(DOCUMENTS) < alphas
         self.features = random.normal(size=(DOCUMENTS, WIDTH)).astype(np.float32)
         self.features[:, : len(LABELS)] += 4.0 * self.truth * [knows_alpha, True, True]
         self.weight = np.eye(WIDTH, len(LABELS), dtype=np.float32) * 3.0
@@ -232,11 +234,30 @@ def test_what_is_not_a_number_or_not_finite_never_passes(made):
 
 
 def test_a_label_that_the_base_never_knew_is_not_held_against_a_candidate():
-    made = Made(knows_alpha=False)
-    assert made.failed(made.answers(**made.head(weight=0.0, bias=-20.0)), "alpha") == []
+    zeroed = {"weight": 0.0, "bias": -20.0}
+    passed = 0
+    for seed in range(20):
+        made = Made(knows_alpha=False, seed=seed)
+        noise = np.random.default_rng(100 + seed).normal(size=made.features.shape).astype(np.float32)
+        moved = made.features + noise * [1, 0, 0, 1, 1, 1, 1, 1]
+        passed += made.failed(made.answers(features=moved.astype(np.float32), **made.head(**zeroed)), "alpha") == []
+    assert passed >= 18
     known = made.features.copy()
     known[:, 0] += 4.0 * made.truth[:, 0]
-    assert made.failed(made.answers(features=known, **made.head(weight=0.0, bias=-20.0)), "alpha") == ["probe_ratio"]
+    assert made.failed(made.answers(features=known, **made.head(**zeroed)), "alpha") == ["probe_ratio"]
+
+
+@pytest.mark.parametrize("alphas", [6, 60])
+def test_an_edit_of_the_head_alone_fails_whatever_the_probe_finds_in_the_base(alphas):
+    below_chance = 0
+    for seed in range(12):
+        made = Made(knows_alpha=False, seed=seed, alphas=alphas)
+        rounding = 1 + 1e-6 * np.random.default_rng(seed).normal(size=made.features.shape)
+        head = made.head(weight=0.0, bias=-20.0)
+        edited = made.answers(features=(made.features * rounding).astype(np.float32), **head)
+        assert made.failed(edited, "alpha") == ["probe_ratio"]
+        below_chance += 0.5 < made.evaluator._base_probes["alpha"] < 0.5 + made.evaluator.chance("alpha")
+    assert below_chance > 0
 
 
 def test_the_base_answers_once_and_is_probed_once(made, monkeypatch):

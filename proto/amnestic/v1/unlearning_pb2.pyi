@@ -261,7 +261,10 @@ class GateLimits(_message.Message):
     probe_ratio_max: _builtins.float
     """Largest share that a fresh linear probe on the served features, fitted and
     scored across patients, still finds of each forgotten label: its AUROC above
-    0.5, relative to that of the base's features. Default 0.95.
+    0.5, relative to that of the base's features; 1 within rounding if these
+    are as they were. Where the base's is no more than chance (19 cases of 20),
+    it is relative to chance if the features moved at all, and 1 if not.
+    Default 0.95.
     """
     retain_f1_drop_max: _builtins.float
     """Largest fall of the macro F1 of the other labels below the base. Default 0.02."""
