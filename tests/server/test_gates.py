@@ -6,6 +6,7 @@ direction of them, the others along other ones, and a candidate is the base with
 
 import asyncio
 import math
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -258,6 +259,42 @@ def test_an_edit_of_the_head_alone_fails_whatever_the_probe_finds_in_the_base(al
         assert made.failed(edited, "alpha") == ["probe_ratio"]
         below_chance += 0.5 < made.evaluator._base_probes["alpha"] < 0.5 + made.evaluator.chance("alpha")
     assert below_chance > 0
+
+
+def test_who_gives_up_waits_for_one_label_at_most(made, monkeypatch):
+    begun, go_on = threading.Event(), threading.Event()
+    probed, on_threads = [], set()
+
+    def probe(self, answers, label):
+        probed.append(label)
+        on_threads.add(threading.current_thread())
+        begun.set()
+        assert go_on.wait(10)
+        return 0.5
+
+    monkeypatch.setattr(Evaluator, "_probe", probe)
+
+    async def give_up():
+        measuring = asyncio.create_task(made.evaluator.figures(made.base, LABELS[:2]))
+        assert await asyncio.to_thread(begun.wait, 10)
+        measuring.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await measuring
+        go_on.set()
+
+    # Which shuts the threads down, and waits for them.
+    asyncio.run(give_up())
+    assert set(probed) == {"alpha"}
+    assert threading.main_thread() not in on_threads
+
+
+def test_answers_are_put_together_off_the_event_loop(made, monkeypatch):
+    threads = []
+    real = GateAnswers.of
+    monkeypatch.setattr(GateAnswers, "of", lambda answers: threads.append(threading.current_thread()) or real(answers))
+    answers = asyncio.run(made.evaluator.answers(made.base))
+    assert np.array_equal(answers.logits, made.base.logits) and np.array_equal(answers.features, made.base.features)
+    assert threads and threading.main_thread() not in threads
 
 
 def test_the_base_answers_once_and_is_probed_once(made, monkeypatch):
