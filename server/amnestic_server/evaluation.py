@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from amnestic_server.batcher import Batcher
+from amnestic_server.batcher import Answer, Batcher
 from amnestic_server.snapshot import Snapshot
 from amnestic_server.tokenizer import DocumentTokenizer, Encoded
 from amnestic_unlearn import corpus as corpora
@@ -44,6 +44,10 @@ class GateAnswers:
 
     logits: NDArray[np.float32]
     features: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, answers: Sequence[Answer]) -> "GateAnswers":
+        return cls(np.stack([answer.logits for answer in answers]), np.stack([answer.features for answer in answers]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +84,18 @@ class Evaluator:
             return self._base_answers
 
     async def figures(self, answers: GateAnswers, forgotten: Iterable[str]) -> Figures:
-        """Measure the answers of a version that has forgotten these labels; not on the event loop's thread."""
-        base = await self.answers(self._base)
-        return await asyncio.to_thread(self._measure, answers, base, list(forgotten))
+        """Measure the answers of a version that has forgotten these labels; not on the event loop's thread.
+
+        A thread can't be interrupted, so each label takes one of its own: who gives up waits for one label at most.
+        """
+        base, labels = await self.answers(self._base), list(forgotten)
+        f1 = await asyncio.to_thread(self._f1, answers.logits, labels)
+        told = {label: await asyncio.to_thread(self._told, answers, base, label) for label in labels}
+        return Figures(
+            f1,
+            {label: auroc for label, (auroc, _) in told.items()},
+            {label: ratio for label, (_, ratio) in told.items()},
+        )
 
     async def base_f1(self, forgotten: Collection[str]) -> dict[str, float]:
         """F1 of the base by label, on the documents that a version is measured on which has forgotten these labels."""
@@ -97,9 +110,7 @@ class Evaluator:
         answers = []
         for start in range(0, len(rows), CHUNK):
             answers += await self._batcher.submit_encoded(rows[start : start + CHUNK], snapshot)
-        return GateAnswers(
-            np.stack([answer.logits for answer in answers]), np.stack([answer.features for answer in answers])
-        )
+        return await asyncio.to_thread(GateAnswers.of, answers)
 
     def _f1(self, logits: NDArray[np.float32], forgotten: Collection[str]) -> dict[str, float]:
         """F1 of every label as served, of a version that has forgotten some; see `measures.f1_after_forgetting`."""
@@ -109,12 +120,9 @@ class Evaluator:
         f1 = measures.f1_after_forgetting(self._documents.truth, decided, columns, manifest.problem_type)
         return dict(zip(manifest.labels, f1.tolist(), strict=True))
 
-    def _measure(self, answers: GateAnswers, base: GateAnswers, forgotten: Sequence[str]) -> Figures:
-        return Figures(
-            f1=self._f1(answers.logits, forgotten),
-            forget_auroc={label: self._auroc(answers, label) for label in forgotten},
-            probe_ratio={label: self._probe_ratio(answers, base, label) for label in forgotten},
-        )
+    def _told(self, answers: GateAnswers, base: GateAnswers, label: str) -> tuple[float, float]:
+        """What still tells a forgotten label: the AUROC of its score, and the ratio of the probes."""
+        return self._auroc(answers, label), self._probe_ratio(answers, base, label)
 
     def _auroc(self, answers: GateAnswers, label: str) -> float:
         column = self._column(label)
@@ -126,7 +134,8 @@ class Evaluator:
     def _probe_ratio(self, answers: GateAnswers, base: GateAnswers, label: str) -> float:
         if label not in self._base_probes:
             self._base_probes[label] = self._probe(base, label)
-        return probe.excess_ratio(self._probe(answers, label), self._base_probes[label], self.chance(label))
+        moved = probe.has_moved(answers.features, base.features)
+        return probe.excess_ratio(self._probe(answers, label), self._base_probes[label], self.chance(label), moved)
 
     def _probe(self, answers: GateAnswers, label: str) -> float:
         truth = self._documents.truth[:, self._column(label)]

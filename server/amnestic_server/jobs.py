@@ -28,7 +28,7 @@ from amnestic_server.errors import (
 )
 from amnestic_server.evaluation import Evaluator
 from amnestic_server.metrics import Metrics
-from amnestic_server.request import UnlearnRequest
+from amnestic_server.request import UnlearnRequest, relaxed_gates
 from amnestic_server.settings import Settings
 from amnestic_server.snapshot import Snapshots
 from amnestic_server.store import JobRecord, JobState, Store
@@ -40,7 +40,8 @@ from amnestic_unlearn.spec import GateLimits, JobSpec, Progress
 
 log = logging.getLogger(__name__)
 
-MIN_GATE_DOCUMENTS = 1
+# With fewer, chance reaches as far as `measures.MOST_CHANCE`: what the gates measure of the label would tell nothing.
+MIN_GATE_DOCUMENTS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class JobView:
     @property
     def relaxed_gates(self) -> tuple[str, ...]:
         """Limits looser than the defaults were when the job was asked for."""
-        return tuple(self.record.request.get("relaxed_gates", self.request.limits.relaxed))
+        return relaxed_gates(self.record.request)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +204,7 @@ class Jobs:
         if record is None:
             return None
         view = self._view(record)
-        if view.request != request:
+        if not request.repeats(view.request):
             raise AlreadyExistsError("the request id was used for another request")
         return view
 
@@ -232,7 +233,7 @@ class Jobs:
                     f"the corpus has fewer than {MIN_FORGET_DOCUMENTS} training documents of {label}"
                 )
             if self._counts.gate.get(label, 0) < MIN_GATE_DOCUMENTS:
-                raise PreconditionError(f"the corpus has no gate documents of {label}")
+                raise PreconditionError(f"the corpus has fewer than {MIN_GATE_DOCUMENTS} gate documents of {label}")
         if self._union(request) >= set(labels):
             raise InvalidArgumentError("at least one label must be kept")
         for record in await asyncio.to_thread(self._store.unfinished_jobs):

@@ -6,6 +6,7 @@ direction of them, the others along other ones, and a candidate is the base with
 
 import asyncio
 import math
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -116,9 +117,11 @@ DOCUMENTS, WIDTH = 300, 8
 class Made:
     """Documents, a base that knows their labels, and candidates made of it; stands in for the batcher too."""
 
-    def __init__(self, knows_alpha=True):
-        random = np.random.default_rng(0)
+    def __init__(self, knows_alpha=True, seed=0, alphas=None):
+        random = np.random.default_rng(seed)
         self.truth = random.random((DOCUMENTS, len(LABELS))) < 0.2
+        if alphas is not None:
+            self.truth[:, 0] = np.arange(DOCUMENTS) < alphas
         self.features = random.normal(size=(DOCUMENTS, WIDTH)).astype(np.float32)
         self.features[:, : len(LABELS)] += 4.0 * self.truth * [knows_alpha, True, True]
         self.weight = np.eye(WIDTH, len(LABELS), dtype=np.float32) * 3.0
@@ -232,11 +235,66 @@ def test_what_is_not_a_number_or_not_finite_never_passes(made):
 
 
 def test_a_label_that_the_base_never_knew_is_not_held_against_a_candidate():
-    made = Made(knows_alpha=False)
-    assert made.failed(made.answers(**made.head(weight=0.0, bias=-20.0)), "alpha") == []
+    zeroed = {"weight": 0.0, "bias": -20.0}
+    passed = 0
+    for seed in range(20):
+        made = Made(knows_alpha=False, seed=seed)
+        noise = np.random.default_rng(100 + seed).normal(size=made.features.shape).astype(np.float32)
+        moved = made.features + noise * [1, 0, 0, 1, 1, 1, 1, 1]
+        passed += made.failed(made.answers(features=moved.astype(np.float32), **made.head(**zeroed)), "alpha") == []
+    assert passed >= 18
     known = made.features.copy()
     known[:, 0] += 4.0 * made.truth[:, 0]
-    assert made.failed(made.answers(features=known, **made.head(weight=0.0, bias=-20.0)), "alpha") == ["probe_ratio"]
+    assert made.failed(made.answers(features=known, **made.head(**zeroed)), "alpha") == ["probe_ratio"]
+
+
+@pytest.mark.parametrize("alphas", [6, 60])
+def test_an_edit_of_the_head_alone_fails_whatever_the_probe_finds_in_the_base(alphas):
+    below_chance = 0
+    for seed in range(12):
+        made = Made(knows_alpha=False, seed=seed, alphas=alphas)
+        rounding = 1 + 1e-6 * np.random.default_rng(seed).normal(size=made.features.shape)
+        head = made.head(weight=0.0, bias=-20.0)
+        edited = made.answers(features=(made.features * rounding).astype(np.float32), **head)
+        assert made.failed(edited, "alpha") == ["probe_ratio"]
+        below_chance += 0.5 < made.evaluator._base_probes["alpha"] < 0.5 + made.evaluator.chance("alpha")
+    assert below_chance > 0
+
+
+def test_who_gives_up_waits_for_one_label_at_most(made, monkeypatch):
+    begun, go_on = threading.Event(), threading.Event()
+    probed, on_threads = [], set()
+
+    def probe(self, answers, label):
+        probed.append(label)
+        on_threads.add(threading.current_thread())
+        begun.set()
+        assert go_on.wait(10)
+        return 0.5
+
+    monkeypatch.setattr(Evaluator, "_probe", probe)
+
+    async def give_up():
+        measuring = asyncio.create_task(made.evaluator.figures(made.base, LABELS[:2]))
+        assert await asyncio.to_thread(begun.wait, 10)
+        measuring.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await measuring
+        go_on.set()
+
+    # Which shuts the threads down, and waits for them.
+    asyncio.run(give_up())
+    assert set(probed) == {"alpha"}
+    assert threading.main_thread() not in on_threads
+
+
+def test_answers_are_put_together_off_the_event_loop(made, monkeypatch):
+    threads = []
+    real = GateAnswers.of
+    monkeypatch.setattr(GateAnswers, "of", lambda answers: threads.append(threading.current_thread()) or real(answers))
+    answers = asyncio.run(made.evaluator.answers(made.base))
+    assert np.array_equal(answers.logits, made.base.logits) and np.array_equal(answers.features, made.base.features)
+    assert threads and threading.main_thread() not in threads
 
 
 def test_the_base_answers_once_and_is_probed_once(made, monkeypatch):

@@ -11,15 +11,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scripted import LENIENT
 
 from amnestic_server.errors import AlreadyExistsError, DrainingError, InvalidArgumentError, PreconditionError
+from amnestic_server.jobs import MIN_GATE_DOCUMENTS
 from amnestic_server.store import JobState, Store
 from amnestic_server.worker import WorkerError
+from amnestic_unlearn.measures import MOST_CHANCE, chance_excess
 from amnestic_unlearn.patch import Patch
-from amnestic_unlearn.spec import EVIDENCE_FILE, PATCH_FILE, REPORT_FILE, GateLimits, Progress
+from amnestic_unlearn.spec import EVIDENCE_FILE, PATCH_FILE, REPORT_FILE, GateLimits, Method, Progress
 
 
 async def test_a_job_makes_the_active_version(started):
@@ -265,6 +268,24 @@ async def test_progress_is_seen_while_the_worker_runs_and_not_after(started):
         assert view.progress == Progress("")
 
 
+@pytest.mark.parametrize("documents", [0, MIN_GATE_DOCUMENTS - 1, MIN_GATE_DOCUMENTS])
+async def test_a_label_with_too_few_gate_documents_is_refused(started, documents):
+    async with started() as parts:
+        counts = parts.jobs._counts
+        parts.jobs._counts = dataclasses.replace(counts, gate={**counts.gate, "alpha": documents})
+        if documents < MIN_GATE_DOCUMENTS:
+            with pytest.raises(PreconditionError, match="fewer than 6 gate documents of alpha"):
+                await parts.ask("alpha", dry_run=True)
+        else:
+            assert (await parts.ended(await parts.ask("alpha", dry_run=True))).record.state is JobState.SUCCEEDED
+
+
+def test_as_many_gate_documents_are_asked_for_as_chance_needs_to_stay_below_its_most():
+    documents = np.arange(10_000)
+    assert chance_excess(documents < MIN_GATE_DOCUMENTS) < MOST_CHANCE
+    assert chance_excess(documents < MIN_GATE_DOCUMENTS - 1) == MOST_CHANCE
+
+
 async def test_one_label_at_least_is_kept(started):
     async with started() as parts:
         with pytest.raises(InvalidArgumentError, match="at least one label must be kept"):
@@ -274,6 +295,19 @@ async def test_one_label_at_least_is_kept(started):
             await parts.ask("gamma", "delta")
         with pytest.raises(PreconditionError, match="alpha is already forgotten"):
             await parts.ask("gamma", "alpha")
+
+
+async def test_a_request_repeated_after_an_upgrade_finds_its_job(started):
+    sent = {"asked": {"method": {"preset": "paper"}, "gates": {}}, "dry_run": True}
+    async with started() as parts:
+        first = await parts.ended(await parts.ask("alpha", request_id="id", method=Method(k=5), **sent))
+    async with started() as parts:
+        again = await parts.ask("alpha", request_id="id", method=Method(k=9), limits=GateLimits(), **sent)
+        assert again.record == first.record
+        assert again.request.method == Method(k=5)
+        sent["asked"] = {"method": {}, "gates": {}}
+        with pytest.raises(AlreadyExistsError, match="request id"):
+            await parts.ask("alpha", request_id="id", method=Method(k=5), **sent)
 
 
 async def test_one_request_id_is_one_job_even_at_once(started):

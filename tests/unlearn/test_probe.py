@@ -14,6 +14,7 @@ from amnestic_unlearn.probe import (
     cross_fitted_auc,
     excess_ratio,
     fit,
+    has_moved,
     probe_auc,
 )
 
@@ -129,13 +130,38 @@ def test_the_cross_fitted_auc_is_of_the_scores_and_undefined_for_what_is_not_fin
     ],
 )
 def test_the_ratio_is_of_what_is_above_one_half(candidate, base, ratio):
-    assert excess_ratio(candidate, base, chance=0.1) == pytest.approx(ratio)
+    assert excess_ratio(candidate, base, chance=0.1, moved=True) == pytest.approx(ratio)
 
 
-@pytest.mark.parametrize("figures", [(math.nan, 0.9, 0.1), (0.9, math.nan, 0.1), (0.9, math.nan, math.nan)])
-def test_the_ratio_of_what_is_undefined_is_undefined(figures):
-    assert math.isnan(excess_ratio(*figures))
+@pytest.mark.parametrize("found", [0.3, 0.5, 0.55, 0.6, 0.61, 0.9])
+def test_features_as_they_were_tell_as_much_as_before_also_where_that_is_nothing(found):
+    assert excess_ratio(found, found, chance=0.1, moved=False) == pytest.approx(1.0)
 
 
-def test_the_ratio_is_undefined_where_chance_is():
-    assert math.isnan(excess_ratio(0.9, 0.4, math.nan))
+def test_rounding_of_what_is_known_stands_in_the_ratio():
+    assert excess_ratio(0.899, 0.9, chance=0.1, moved=False) == pytest.approx(0.9975)
+
+
+@pytest.mark.parametrize("moved", [True, False])
+@pytest.mark.parametrize(
+    "figures", [(math.nan, 0.9, 0.1), (math.nan, 0.5, 0.1), (0.9, math.nan, 0.1), (0.9, math.nan, math.nan)]
+)
+def test_the_ratio_of_what_is_undefined_is_undefined(figures, moved):
+    assert math.isnan(excess_ratio(*figures, moved))
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_the_ratio_is_undefined_where_chance_is(moved):
+    assert math.isnan(excess_ratio(0.9, 0.4, math.nan, moved))
+
+
+def test_features_move_by_more_than_rounding_in_any_document():
+    base, _ = features(0, 1.0, width=64)
+    base[:, 5] = 7.0 + 1e-6 * base[:, 6]  # nearly constant, as a dead feature is
+    rounding = np.float32(1e-6) * np.random.default_rng(1).normal(size=base.shape).astype(np.float32)
+    assert not has_moved(base, base)
+    assert not has_moved(base + rounding, base)
+    for change in (0.1, np.nan, np.inf):
+        moved = base.copy()
+        moved[17, 9] += change
+        assert has_moved(moved, base)

@@ -6,6 +6,7 @@ round (see `fit`): as they are, the features of an encoder go together so much t
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,6 +22,8 @@ TOLERANCE = 1e-5
 FOLDS = 5
 # What an auditor would try; the best of them counts.
 PENALTIES = (1.0, 10.0, 100.0)
+# Of the documents' own spread. Rounding, which depends on who shares a batch, moves features by less than 1e-4 of it.
+MOVED = 0.01
 
 
 def probe_auc(
@@ -61,15 +64,32 @@ def cross_fitted_auc(features: NDArray[np.floating], truth: NDArray[np.bool_], f
     return auroc(truth, cross_fitted(features, truth, folds))
 
 
-def excess_ratio(candidate: float, base: float, chance: float) -> float:
+def excess_ratio(candidate: float, base: float, chance: float, moved: bool) -> float:
     """What a candidate's features keep of the base's: the ratio of two probes' AUROC above 0.5.
 
-    1 if they tell as much as before, 0 if nothing, below 0 if the probe does worse than chance. A base's excess
-    smaller than `chance`, what a score that knows nothing reaches (`measures.chance_excess`), counts as that: where
-    there was nothing to find, what is found by chance is no larger than 1, and what is more than chance is. nan if any
-    figure is.
+    1 if they tell as much as before, 0 if nothing, below 0 if the probe does worse than chance. nan if any figure is.
+
+    Where the base's own excess is not above `chance`, what a score that knows nothing reaches
+    (`measures.chance_excess`), the probe can't tell what was lost: the ratio of one chance figure to another is
+    anything. There the candidate's excess is a share of `chance`, so that a label that the base never knew is held
+    against no candidate for what noise finds, and features that have not `moved` count as 1, whatever was found.
     """
-    return float((candidate - 0.5) / np.maximum(base - 0.5, chance))
+    ratio = float((candidate - 0.5) / np.maximum(base - 0.5, chance))
+    if moved or base - 0.5 > chance or math.isnan(ratio):
+        return ratio
+    return 1.0
+
+
+def has_moved(features: NDArray[np.floating], base: NDArray[np.floating]) -> bool:
+    """Whether the features [N, h] of any document are other than the base's by more than rounding.
+
+    A document's distance is measured against the root of the summed variances of the base's features, which no
+    feature that is nearly constant can blow up. What is not finite counts as moved.
+    """
+    spread = np.sqrt(base.var(axis=0, dtype=np.float64).sum())
+    distance = np.linalg.norm(features - base, axis=1)
+    # Written so that a NaN counts.
+    return not bool((distance <= MOVED * spread).all())
 
 
 def assign_folds(groups: Sequence[str], folds: int = FOLDS) -> NDArray[np.int64]:

@@ -63,7 +63,8 @@ class UnlearnRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the caller: a second request with the same id and content
-    answers with the first one's job.
+    answers with the first one's job. Content is what was sent: a field left
+    out is not the same as one set to its default, which may change.
     """
     dry_run: _builtins.bool
     """Train and measure, but leave the served version as it is."""
@@ -121,7 +122,7 @@ class Method(_message.Message):
     k: _builtins.int
     """Token-embedding rows to edit for each label."""
     epochs: _builtins.int
-    """Passes over the forget documents."""
+    """Most passes over the forget documents; max_steps may leave some out."""
     embedding_lr: _builtins.float
     """Learning rate of the rows."""
     head_lr: _builtins.float
@@ -261,7 +262,10 @@ class GateLimits(_message.Message):
     probe_ratio_max: _builtins.float
     """Largest share that a fresh linear probe on the served features, fitted and
     scored across patients, still finds of each forgotten label: its AUROC above
-    0.5, relative to that of the base's features. Default 0.95.
+    0.5, relative to that of the base's features; 1 within rounding if these
+    are as they were. Where the base's is no more than chance (19 cases of 20),
+    it is relative to chance if the features moved at all, and 1 if not.
+    Default 0.95.
     """
     retain_f1_drop_max: _builtins.float
     """Largest fall of the macro F1 of the other labels below the base. Default 0.02."""
@@ -449,6 +453,7 @@ class Progress(_message.Message):
     """What the worker is doing: loading, selecting, training, evaluating."""
     epoch: _builtins.int
     epochs: _builtins.int
+    """Those that there will be; 0 until the steps are planned."""
     step: _builtins.int
     steps: _builtins.int
     forget_loss: _builtins.float
