@@ -189,6 +189,22 @@ def test_messages_tell_every_stage_in_order(done):
     assert steps == sorted(steps)
 
 
+def test_progress_counts_the_epochs_that_there_are(job, tmp_path):
+    cut = dataclasses.replace(METHOD, epochs=30, max_steps=9, batch_size=32)
+    messages = []
+    work(dataclasses.replace(job, method=cut), tmp_path, messages.append)
+    trained = len(json.loads((tmp_path / REPORT_FILE).read_text())["epochs"])
+    assert 1 < trained < 9
+    by_stage = {message.stage: (message.epoch, message.epochs) for message in messages}
+    assert by_stage == {
+        "loading": (0, 0),
+        "selecting": (0, 0),
+        "training": (trained, trained),
+        "evaluating": (trained, trained),
+    }
+    assert {message.epochs for message in messages if message.stage == "training"} == {trained}
+
+
 def test_the_same_job_gives_the_same_patch(done, job, tmp_path):
     code, _ = run(job, tmp_path)
     assert code == 0

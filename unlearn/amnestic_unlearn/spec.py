@@ -153,7 +153,10 @@ class JobSpec:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where the worker is. Stages: loading, selecting, training, evaluating. `seconds_left` < 0: unknown."""
+    """Where the worker is. Stages: loading, selecting, training, evaluating. `seconds_left` < 0: unknown.
+
+    `epochs` are those that there will be, 0 until the steps are planned: `max_steps` may leave some out.
+    """
 
     stage: str
     epoch: int = 0

@@ -93,7 +93,7 @@ def run(twin: Twin, data: TrainingData, method: Method, report: Report) -> SteuR
     if not len(data.retain):
         raise NoRetainDocumentsError
     # 1. The tokens that speak for the forgotten labels.
-    report(Progress("selecting", epochs=method.epochs))
+    report(Progress("selecting"))
     special, vocab_size = twin.manifest.special_token_ids, twin.manifest.vocab_size
     selection = select(data.documents, data.truth[:, data.targets], special, vocab_size, method.k)
     weights = twin.base(torch.from_numpy(np.sort(selection.token_ids)))

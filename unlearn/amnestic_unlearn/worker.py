@@ -51,7 +51,7 @@ def work(spec: JobSpec, out: Path, report: Report) -> None:
     result = steu.run(model, data, spec.method, report)
     seconds = time.monotonic() - started
 
-    report(Progress("evaluating", spec.method.epochs, spec.method.epochs))
+    report(Progress("evaluating", len(result.epochs), len(result.epochs)))
     logits = model.evaluate(model.tokenize([document.text for document in gate]), result.weights)
     weights = changed_only(result.weights, model.table)
     summary = {

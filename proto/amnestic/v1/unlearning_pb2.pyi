@@ -121,7 +121,7 @@ class Method(_message.Message):
     k: _builtins.int
     """Token-embedding rows to edit for each label."""
     epochs: _builtins.int
-    """Passes over the forget documents."""
+    """Most passes over the forget documents; max_steps may leave some out."""
     embedding_lr: _builtins.float
     """Learning rate of the rows."""
     head_lr: _builtins.float
@@ -452,6 +452,7 @@ class Progress(_message.Message):
     """What the worker is doing: loading, selecting, training, evaluating."""
     epoch: _builtins.int
     epochs: _builtins.int
+    """Those that there will be; 0 until the steps are planned."""
     step: _builtins.int
     steps: _builtins.int
     forget_loss: _builtins.float

@@ -36,7 +36,7 @@ def random_tokens(twin: Twin, data: TrainingData, seed: int, report: Report, set
     if not len(data.retain):
         raise NoRetainDocumentsError
     method = dataclasses.replace(settings or Method(), seed=seed)
-    report(Progress("selecting", epochs=method.epochs))
+    report(Progress("selecting"))
     weights = twin.base(torch.from_numpy(draw_tokens(twin, data, method)))
     epochs = steu.plan(data, method)
     steu.train(twin, data, method, weights, epochs, steu.base_features(twin, data, epochs), report)
