@@ -28,7 +28,7 @@ from amnestic_server.errors import (
 )
 from amnestic_server.evaluation import Evaluator
 from amnestic_server.metrics import Metrics
-from amnestic_server.request import UnlearnRequest
+from amnestic_server.request import UnlearnRequest, relaxed_gates
 from amnestic_server.settings import Settings
 from amnestic_server.snapshot import Snapshots
 from amnestic_server.store import JobRecord, JobState, Store
@@ -54,7 +54,7 @@ class JobView:
     @property
     def relaxed_gates(self) -> tuple[str, ...]:
         """Limits looser than the defaults were when the job was asked for."""
-        return tuple(self.record.request.get("relaxed_gates", self.request.limits.relaxed))
+        return relaxed_gates(self.record.request)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,16 @@ from typing import Any
 from amnestic_unlearn.spec import DEFAULT_PRESET, PRESETS, GateLimits, Method, stored
 
 
+def relaxed_gates(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    """Limits looser than the defaults were when a stored request was made.
+
+    Where that was not recorded yet, looser than the defaults are now: rather too many than none.
+    """
+    if "relaxed_gates" in fields:
+        return tuple(fields["relaxed_gates"])
+    return stored(GateLimits, fields.get("limits", {})).relaxed
+
+
 @dataclass(frozen=True, slots=True)
 class UnlearnRequest:
     """What a caller asked for; what is stored of a job, and compared when its request id comes again.

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from amnestic_server.errors import NotFoundError, StartError
+from amnestic_server.request import relaxed_gates
 from amnestic_server.snapshot import BASE_VERSION
 from amnestic_unlearn.patch import digest_of
 
@@ -335,8 +336,7 @@ def _version(row: sqlite3.Row) -> VersionRecord:
         row["patch_digest"],
         row["job_id"],
         row["created_at"],
-        # Absent from what was stored before it was recorded.
-        tuple(request.get("relaxed_gates", ())),
+        relaxed_gates(request),
     )
 
 

@@ -54,7 +54,7 @@ class Jobs:
         if self.error is not None:
             raise self.error
         self.asked.append((request, request_id))
-        return JobView(JobRecord("job", request_id, {}, JobState.QUEUED), request, Progress(""))
+        return JobView(JobRecord("job", request_id, request.to_json(), JobState.QUEUED), request, Progress(""))
 
     async def watch(self, job_id: str) -> AsyncIterator[JobView]:
         request = UnlearnRequest(("alpha",))

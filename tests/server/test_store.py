@@ -118,11 +118,11 @@ def test_a_request_id_finds_its_job(store):
 
 
 def test_a_version_tells_what_its_job_relaxed(store):
-    store.add_job(replace(job(), request={**REQUEST, "relaxed_gates": ["forget_f1_max"]}))
-    store.add_job(job("before it was recorded"))
+    store.add_job(replace(job(), request={**REQUEST, "relaxed_gates": ["probe_ratio_max"]}))
+    store.add_job(replace(job("before it was recorded"), request={**REQUEST, "limits": {"forget_f1_max": 0.05}}))
     store.activate_patch("job", ["alpha"], "0" * 64, {})
     store.activate_patch("before it was recorded", ["beta"], "1" * 64, {})
-    assert [version.relaxed_gates for version in store.versions()] == [(), ("forget_f1_max",), ()]
+    assert [version.relaxed_gates for version in store.versions()] == [(), ("probe_ratio_max",), ("forget_f1_max",)]
 
 
 def test_a_request_id_is_unique_even_without_asking_first(store):
