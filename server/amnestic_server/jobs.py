@@ -203,7 +203,7 @@ class Jobs:
         if record is None:
             return None
         view = self._view(record)
-        if view.request != request:
+        if not request.repeats(view.request):
             raise AlreadyExistsError("the request id was used for another request")
         return view
 

@@ -20,9 +20,11 @@ def relaxed_gates(fields: Mapping[str, Any]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class UnlearnRequest:
-    """What a caller asked for; what is stored of a job, and compared when its request id comes again.
+    """What a caller asked for, and what is stored of a job.
 
-    `method` is what came of the preset and of what was set beside it, so the preset's name does not count in that.
+    `method` and `limits` are what came of the preset, of what was set beside it and of the defaults, and are what the
+    job is run with. `asked` are the settings as the caller sent them, under `method` and `gates`, each only where it
+    was set; None if that was not recorded.
     """
 
     labels: tuple[str, ...]
@@ -31,6 +33,18 @@ class UnlearnRequest:
     method: Method = PRESETS[DEFAULT_PRESET]
     limits: GateLimits = field(default_factory=GateLimits)
     preset: str = field(default=DEFAULT_PRESET, compare=False)
+    asked: Mapping[str, Any] | None = field(default=None, compare=False)
+
+    def repeats(self, first: "UnlearnRequest") -> bool:
+        """Whether this asks for the same as `first` did, maybe of an earlier version of this server.
+
+        Compared is what was sent, for presets and defaults may have changed since; what came of it where the one or
+        the other does not tell that.
+        """
+        if self.asked is None or first.asked is None:
+            return self == first
+        sent, before = ((request.labels, request.dry_run, request.reason, request.asked) for request in (self, first))
+        return sent == before
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "labels": list(self.labels), "relaxed_gates": list(self.limits.relaxed)}
@@ -45,4 +59,5 @@ class UnlearnRequest:
             method=stored(Method, fields["method"]),
             limits=stored(GateLimits, fields["limits"]),
             preset=fields.get("preset", ""),
+            asked=fields.get("asked"),
         )

@@ -228,7 +228,8 @@ def _check_reason(reason: str) -> None:
 
 
 def _unlearn_request(message: unlearning.UnlearnRequest) -> UnlearnRequest:
-    settings = _given(message.method)
+    asked = {"method": _given(message.method), "gates": _given(message.gates)}
+    settings = dict(asked["method"])
     preset = settings.pop("preset", "") or DEFAULT_PRESET
     try:
         method = method_of(preset, settings)
@@ -239,8 +240,9 @@ def _unlearn_request(message: unlearning.UnlearnRequest) -> UnlearnRequest:
         dry_run=message.dry_run,
         reason=message.reason,
         method=method,
-        limits=replace(GateLimits(), **_given(message.gates)),
+        limits=replace(GateLimits(), **asked["gates"]),
         preset=preset,
+        asked=asked,
     )
 
 

@@ -19,7 +19,7 @@ from amnestic_server.errors import AlreadyExistsError, DrainingError, InvalidArg
 from amnestic_server.store import JobState, Store
 from amnestic_server.worker import WorkerError
 from amnestic_unlearn.patch import Patch
-from amnestic_unlearn.spec import EVIDENCE_FILE, PATCH_FILE, REPORT_FILE, GateLimits, Progress
+from amnestic_unlearn.spec import EVIDENCE_FILE, PATCH_FILE, REPORT_FILE, GateLimits, Method, Progress
 
 
 async def test_a_job_makes_the_active_version(started):
@@ -285,3 +285,16 @@ async def test_one_request_id_is_one_job_even_at_once(started):
             await parts.ask("alpha", request_id="id", reason="other")
         both = await asyncio.gather(*(parts.ask("beta") for _ in range(4)), return_exceptions=True)
         assert sum(isinstance(one, AlreadyExistsError) for one in both) == 3
+async def test_a_request_repeated_after_an_upgrade_finds_its_job(started):
+    sent = {"asked": {"method": {"preset": "paper"}, "gates": {}}, "dry_run": True}
+    async with started() as parts:
+        first = await parts.ended(await parts.ask("alpha", request_id="id", method=Method(k=5), **sent))
+    async with started() as parts:
+        again = await parts.ask("alpha", request_id="id", method=Method(k=9), limits=GateLimits(), **sent)
+        assert again.record == first.record
+        assert again.request.method == Method(k=5)
+        sent["asked"] = {"method": {}, "gates": {}}
+        with pytest.raises(AlreadyExistsError, match="request id"):
+            await parts.ask("alpha", request_id="id", method=Method(k=5), **sent)
+
+

@@ -21,11 +21,13 @@ def view(stored):
 
 def test_a_request_is_the_same_after_the_store():
     limits = GateLimits(0.5, 0.7, 0.8, -0.5, 0.1, 1e-4)
-    request = UnlearnRequest(("beta", "alpha"), True, "why", Method(k=3, seed=2**60), limits, "paper")
+    asked = {"method": {"preset": "paper", "k": 3, "seed": 2**60}, "gates": {"forget_f1_max": 0.5}}
+    request = UnlearnRequest(("beta", "alpha"), True, "why", Method(k=3, seed=2**60), limits, "paper", asked)
     stored = json.loads(json.dumps(request.to_json()))
     again = UnlearnRequest.from_json(stored)
     assert again == request
     assert again.preset == "paper"
+    assert again.asked == asked
     assert view(stored).relaxed_gates == ("forget_f1_max", "forget_auroc_max", "retain_label_drop_max")
 
 
@@ -34,6 +36,7 @@ def test_what_an_earlier_version_stored_is_read_with_the_defaults_for_what_is_ne
     request = UnlearnRequest.from_json(stored)
     assert request == UnlearnRequest(("beta",), False, "why", PRESETS["paper"], GateLimits(forget_f1_max=0.05))
     assert request.preset == ""
+    assert request.asked is None
     assert view(stored).relaxed_gates == ("forget_f1_max",)
 
 
@@ -51,3 +54,38 @@ def test_what_was_relaxed_is_as_it_was_recorded_whatever_the_defaults_are_now():
 @pytest.mark.parametrize(("change", "same"), [({"preset": "paper"}, True), ({"method": PRESETS["paper"]}, False)])
 def test_it_is_the_settings_that_count_and_not_their_name(change, same):
     assert (UnlearnRequest(("beta",), **change) == UnlearnRequest(("beta",))) is same
+
+
+NOTHING = {"method": {}, "gates": {}}
+
+
+@pytest.mark.parametrize(
+    ("asked", "same"),
+    [
+        (NOTHING, True),
+        ({"method": {"preset": "amnestic"}, "gates": {}}, False),
+        ({"method": {"k": 256}, "gates": {}}, False),
+        ({"method": {}, "gates": {"forget_f1_max": 0.01}}, False),
+    ],
+)
+def test_it_is_what_was_sent_that_makes_a_repetition(asked, same):
+    # As another version understood it, whose preset and defaults were others.
+    first = UnlearnRequest(("beta",), method=Method(k=7), limits=GateLimits(0.5), asked=NOTHING)
+    first = UnlearnRequest.from_json(json.loads(json.dumps(first.to_json())))
+    assert UnlearnRequest(("beta",), asked=asked).repeats(first) is same
+
+
+@pytest.mark.parametrize("change", [{"labels": ("alpha",)}, {"dry_run": True}, {"reason": "other"}])
+def test_the_rest_of_a_request_counts_too(change):
+    assert not UnlearnRequest(**({"labels": ("beta",), "asked": NOTHING} | change)).repeats(
+        UnlearnRequest(("beta",), asked=NOTHING)
+    )
+
+
+def test_a_stored_request_that_does_not_say_what_was_sent_is_compared_by_what_came_of_it():
+    first = UnlearnRequest.from_json(json.loads(OLD))
+    limits = GateLimits(forget_f1_max=0.05)
+    asked = {"method": {"preset": "paper"}, "gates": {"forget_f1_max": 0.05}}
+    repeated = UnlearnRequest(("beta",), False, "why", PRESETS["paper"], limits, "paper", asked)
+    assert repeated.repeats(first)
+    assert not UnlearnRequest(("beta",), False, "why", PRESETS["amnestic"], limits, asked=NOTHING).repeats(first)

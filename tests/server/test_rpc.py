@@ -191,6 +191,7 @@ async def test_a_version_that_is_not_there_is_refused_before_anything_is_pinned(
 async def test_absent_settings_take_the_defaults_and_a_zero_is_a_value():
     async with serving() as parts:
         answer = await parts.unlearning.Unlearn(unlearning_pb2.UnlearnRequest(labels=["alpha"]), timeout=5)
+        assert parts.jobs.asked[-1][0].asked == {"method": {}, "gates": {}}
         default = PRESETS["amnestic"]
         assert parts.jobs.asked.pop() == (UnlearnRequest(("alpha",), method=default, limits=GateLimits()), None)
         # The answer says the settings in force.
@@ -219,6 +220,10 @@ async def test_absent_settings_take_the_defaults_and_a_zero_is_a_value():
             limits=GateLimits(forget_f1_max=0.0, probe_ratio_max=1.0, retain_label_drop_max=0.5),
         )
         assert asked.preset == answer.job.method.preset == "paper"
+        assert asked.asked == {
+            "method": {"preset": "paper", "k": 0, "embedding_lr": 0.0, "utility_weight": 0.0, "seed": 9},
+            "gates": {"forget_f1_max": 0.0, "probe_ratio_max": 1.0, "retain_label_drop_max": 0.5},
+        }
         # A tightened limit is not a relaxed one.
         assert answer.job.relaxed_gates == ["probe_ratio_max", "retain_label_drop_max"]
 

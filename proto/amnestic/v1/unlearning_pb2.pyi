@@ -63,7 +63,8 @@ class UnlearnRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the caller: a second request with the same id and content
-    answers with the first one's job.
+    answers with the first one's job. Content is what was sent: a field left
+    out is not the same as one set to its default, which may change.
     """
     dry_run: _builtins.bool
     """Train and measure, but leave the served version as it is."""
