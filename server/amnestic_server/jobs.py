@@ -40,7 +40,8 @@ from amnestic_unlearn.spec import GateLimits, JobSpec, Progress
 
 log = logging.getLogger(__name__)
 
-MIN_GATE_DOCUMENTS = 1
+# With fewer, chance reaches as far as `measures.MOST_CHANCE`: what the gates measure of the label would tell nothing.
+MIN_GATE_DOCUMENTS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +233,7 @@ class Jobs:
                     f"the corpus has fewer than {MIN_FORGET_DOCUMENTS} training documents of {label}"
                 )
             if self._counts.gate.get(label, 0) < MIN_GATE_DOCUMENTS:
-                raise PreconditionError(f"the corpus has no gate documents of {label}")
+                raise PreconditionError(f"the corpus has fewer than {MIN_GATE_DOCUMENTS} gate documents of {label}")
         if self._union(request) >= set(labels):
             raise InvalidArgumentError("at least one label must be kept")
         for record in await asyncio.to_thread(self._store.unfinished_jobs):

@@ -11,13 +11,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scripted import LENIENT
 
 from amnestic_server.errors import AlreadyExistsError, DrainingError, InvalidArgumentError, PreconditionError
+from amnestic_server.jobs import MIN_GATE_DOCUMENTS
 from amnestic_server.store import JobState, Store
 from amnestic_server.worker import WorkerError
+from amnestic_unlearn.measures import MOST_CHANCE, chance_excess
 from amnestic_unlearn.patch import Patch
 from amnestic_unlearn.spec import EVIDENCE_FILE, PATCH_FILE, REPORT_FILE, GateLimits, Method, Progress
 
@@ -265,6 +268,24 @@ async def test_progress_is_seen_while_the_worker_runs_and_not_after(started):
         assert view.progress == Progress("")
 
 
+@pytest.mark.parametrize("documents", [0, MIN_GATE_DOCUMENTS - 1, MIN_GATE_DOCUMENTS])
+async def test_a_label_with_too_few_gate_documents_is_refused(started, documents):
+    async with started() as parts:
+        counts = parts.jobs._counts
+        parts.jobs._counts = dataclasses.replace(counts, gate={**counts.gate, "alpha": documents})
+        if documents < MIN_GATE_DOCUMENTS:
+            with pytest.raises(PreconditionError, match="fewer than 6 gate documents of alpha"):
+                await parts.ask("alpha", dry_run=True)
+        else:
+            assert (await parts.ended(await parts.ask("alpha", dry_run=True))).record.state is JobState.SUCCEEDED
+
+
+def test_as_many_gate_documents_are_asked_for_as_chance_needs_to_stay_below_its_most():
+    documents = np.arange(10_000)
+    assert chance_excess(documents < MIN_GATE_DOCUMENTS) < MOST_CHANCE
+    assert chance_excess(documents < MIN_GATE_DOCUMENTS - 1) == MOST_CHANCE
+
+
 async def test_one_label_at_least_is_kept(started):
     async with started() as parts:
         with pytest.raises(InvalidArgumentError, match="at least one label must be kept"):
@@ -276,15 +297,6 @@ async def test_one_label_at_least_is_kept(started):
             await parts.ask("gamma", "alpha")
 
 
-async def test_one_request_id_is_one_job_even_at_once(started):
-    async with started() as parts:
-        parts.worker.may_end.clear()
-        asked = await asyncio.gather(*(parts.ask("alpha", request_id="id") for _ in range(8)))
-        assert len({view.record.job_id for view in asked}) == 1
-        with pytest.raises(AlreadyExistsError, match="request id"):
-            await parts.ask("alpha", request_id="id", reason="other")
-        both = await asyncio.gather(*(parts.ask("beta") for _ in range(4)), return_exceptions=True)
-        assert sum(isinstance(one, AlreadyExistsError) for one in both) == 3
 async def test_a_request_repeated_after_an_upgrade_finds_its_job(started):
     sent = {"asked": {"method": {"preset": "paper"}, "gates": {}}, "dry_run": True}
     async with started() as parts:
@@ -298,3 +310,12 @@ async def test_a_request_repeated_after_an_upgrade_finds_its_job(started):
             await parts.ask("alpha", request_id="id", method=Method(k=5), **sent)
 
 
+async def test_one_request_id_is_one_job_even_at_once(started):
+    async with started() as parts:
+        parts.worker.may_end.clear()
+        asked = await asyncio.gather(*(parts.ask("alpha", request_id="id") for _ in range(8)))
+        assert len({view.record.job_id for view in asked}) == 1
+        with pytest.raises(AlreadyExistsError, match="request id"):
+            await parts.ask("alpha", request_id="id", reason="other")
+        both = await asyncio.gather(*(parts.ask("beta") for _ in range(4)), return_exceptions=True)
+        assert sum(isinstance(one, AlreadyExistsError) for one in both) == 3
