@@ -155,7 +155,7 @@ class JobSpec:
 class Progress:
     """Where the worker is. Stages: loading, selecting, training, evaluating. `seconds_left` < 0: unknown.
 
-    `epochs` are those that there will be, 0 until the steps are planned: `max_steps` may leave out some of the method's.
+    `epochs` are those that there will be, 0 until the steps are planned: `max_steps` may leave some out.
     """
 
     stage: str
