@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from amnestic_server.cli.render import print_json
+from amnestic_server.settings import available_cpus
 from amnestic_unlearn import corpus as corpora
 from amnestic_unlearn import open_corpora
 from amnestic_unlearn.bench import ledger, matrix, workers
@@ -91,7 +92,7 @@ def unlearn(
             seeds=seeds or ((0,) if quick else matrix.SEEDS),
             methods=_methods(methods, quick),
             sequence=sequence,
-            threads=max(1, workers.available_cpus() // jobs),
+            threads=max(1, available_cpus() // jobs),
         )
         if not report_only:
             _run(plan, jobs, console)
