@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,7 @@ Examples:
     "--encoder",
     "encoder_names",
     multiple=True,
-    help=f"One of {', '.join(matrix.ENCODERS)}, or a directory of a pretrained checkpoint. Repeatable.",
+    help=f"One of {', '.join(matrix.ENCODERS)}, or a directory or hub id of a pretrained checkpoint. Repeatable.",
 )
 @click.option("--method", "methods", multiple=True, help="Way of forgetting; all by default. Repeatable.")
 @click.option("--seed", "seeds", type=click.IntRange(0), multiple=True, help="0, 1 and 2 by default. Repeatable.")
@@ -88,7 +89,7 @@ def unlearn(
         plan = Plan(
             out=str(out),
             sources=_sources(names or _by_default(quick), targets, data, out, quick, console),
-            encoders=_encoders(encoder_names, quick),
+            encoders=_encoders(encoder_names, quick, run=not report_only),
             seeds=seeds or ((0,) if quick else matrix.SEEDS),
             methods=_methods(methods, quick),
             sequence=sequence,
@@ -122,12 +123,20 @@ def _sources(
             raise click.UsageError(f"{name} is a file of your own: give --target")
         labels = {label for document in corpora.stream(path) for label in document.labels}
         if held := tuple(label for label in chosen if label in labels):
-            sources.append(Source(path.name.partition(".")[0], str(path), held))
+            own = None if known else matrix.own_name(path.name.partition(".")[0], corpora.digest(path))
+            sources.append(Source(own or name, str(path), held))
     if missing := set(targets) - {target for source in sources for target in source.targets}:
         raise click.UsageError(f"no corpus has the label {min(missing)!r}")
     if not sources:
         raise click.UsageError("no corpus is left to run on")
+    _told_apart("--corpus", [source.name for source in sources])
     return tuple(sources)
+
+
+def _told_apart(option: str, names: Sequence[str]) -> None:
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise click.UsageError(f"{option} names {name} {count} times")
 
 
 def _corpus(name: str, data: Path | None, folder: Path) -> Path | None:
@@ -157,13 +166,16 @@ def _file(name: str) -> str:
     return COLLECTIONS[name].file
 
 
-def _encoders(names: Sequence[str], quick: bool) -> tuple[BenchEncoder, ...]:
+def _encoders(names: Sequence[str], quick: bool, run: bool) -> tuple[BenchEncoder, ...]:
+    """Those of the names. To `run`, their weights must be at hand; a report alone needs and fetches none."""
     if quick and not names:
         return (matrix.QUICK,)
     known = {**matrix.ENCODERS, matrix.QUICK.name: matrix.QUICK}
-    found = tuple(known[name] if name in known else matrix.pretrained(Path(name)) for name in names or matrix.ENCODERS)
-    for encoder in found:
-        encoder.checkpoint()
+    found = tuple(known[name] if name in known else matrix.pretrained(name, run) for name in names or matrix.ENCODERS)
+    _told_apart("--encoder", [encoder.name for encoder in found])
+    if run:
+        for encoder in found:
+            encoder.checkpoint()
     return found
 
 

@@ -5,16 +5,22 @@ import json
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 from tiny import TINY
 
 from amnestic_server.cli import bench_unlearn
 from amnestic_unlearn import corpus as corpora
+from amnestic_unlearn import hub
 from amnestic_unlearn.bench import ledger, matrix, workers
+from amnestic_unlearn.bench.matrix import BenchEncoder
+from amnestic_unlearn.train_settings import TrainError
 
 
 @pytest.fixture(autouse=True)
-def encoders(monkeypatch):
+def encoders(monkeypatch, tmp_path):
     monkeypatch.setattr(matrix, "ENCODERS", {"tiny": TINY})
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
 def call(*arguments):
@@ -31,12 +37,13 @@ def collection(path):
 
 
 def test_it_runs_what_is_left_and_reports_it(elsewhere, corpus_path, tmp_path):
+    name = elsewhere.sources[0].name
     given = ("--corpus", corpus_path, "--target", "alpha", "--encoder", "tiny", "--seed", 0, "--out", elsewhere.out)
     given += ("--method", "original", "--method", "zero-row", "--report", tmp_path / "docs", "--json")
     result = call(*given)
     assert result.exit_code == 0, result.output
-    assert "1/2  toy, tiny, seed 0, alpha: original: forget F1 " in result.stderr
-    assert "2/2  toy, tiny, seed 0, alpha: zero-row: forget F1 0.000" in result.stderr
+    assert f"1/2  {name}, tiny, seed 0, alpha: original: forget F1 " in result.stderr
+    assert f"2/2  {name}, tiny, seed 0, alpha: zero-row: forget F1 0.000" in result.stderr
     told = json.loads(result.stdout.splitlines()[-1])
     assert (told["cells"], told["measured"]) == (2, 2)
     rows = ledger.read(elsewhere.results)
@@ -65,8 +72,10 @@ def test_a_report_alone_runs_nothing(plan, told, corpus_path, monkeypatch):
         (("--corpus", "TOY", "--target", "omega"), "no corpus has the label 'omega'"),
         (("--corpus", "nowhere.csv", "--target", "alpha"), "is neither a file nor one of eicu, mtsamples, codiesp"),
         (("--corpus", "TOY", "--target", "alpha", "--method", "none"), "no method 'none'; there are original"),
-        (("--corpus", "TOY", "--target", "alpha", "--encoder", "none"), "none is not a checkpoint"),
+        (("--corpus", "TOY", "--target", "alpha", "--encoder", "none"), "the checkpoint none cannot be loaded"),
         (("--corpus", "mtsamples"), "no corpus is left to run on"),
+        (("--corpus", "TOY", "--corpus", "TOY", "--target", "alpha"), "--corpus names toy-"),
+        (("--corpus", "eicu", "--encoder", "tiny", "--encoder", "tiny"), "--encoder names tiny 2 times"),
     ],
 )
 def test_what_cannot_be_run_is_said(arguments, text, corpus_path, tmp_path):
@@ -74,6 +83,28 @@ def test_what_cannot_be_run_is_said(arguments, text, corpus_path, tmp_path):
     result = call(*given, "--out", tmp_path)
     assert result.exit_code != 0
     assert text in " ".join(result.output.split())
+
+
+def test_a_file_is_never_taken_for_a_corpus_that_is_built_in_or_for_another(corpus_path, tmp_path):
+    documents = corpora.read(corpus_path)
+    files = [tmp_path / folder / "eicu.jsonl" for folder in ("one", "two")]
+    for file, kept in zip(files, (documents, documents[1:]), strict=True):
+        file.parent.mkdir()
+        corpora.write(kept, file)
+    sources = bench_unlearn._sources(
+        ("eicu", *map(str, files)), ("renal", "alpha"), None, tmp_path, False, Console(quiet=True)
+    )
+    names = [source.name for source in sources]
+    assert names == ["eicu", *(f"eicu-{corpora.digest(file)[:6]}" for file in files)]
+    assert len(set(names)) == 3
+
+
+def test_a_report_needs_no_weights(monkeypatch):
+    absent = BenchEncoder("absent", TINY.training, "no_such_package")
+    monkeypatch.setattr(matrix, "ENCODERS", {"absent": absent})
+    assert bench_unlearn._encoders((), quick=False, run=False) == (absent,)
+    with pytest.raises(TrainError, match="needs the package no_such_package"):
+        bench_unlearn._encoders((), quick=False, run=True)
 
 
 def test_collections_that_are_not_at_hand_are_skipped_with_the_reason(corpus_path, tmp_path):
