@@ -6,13 +6,14 @@ import json
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
-from tiny import TINY
+from tiny import TINY, measured
 
 from amnestic_server.cli import bench_unlearn
 from amnestic_unlearn import corpus as corpora
 from amnestic_unlearn import hub
 from amnestic_unlearn.bench import ledger, matrix, workers
 from amnestic_unlearn.bench.matrix import BenchEncoder
+from amnestic_unlearn.bench.methods import METHOD_NAMES
 from amnestic_unlearn.train_settings import TrainError
 
 
@@ -45,7 +46,7 @@ def test_it_runs_what_is_left_and_reports_it(elsewhere, corpus_path, tmp_path):
     assert f"1/2  {name}, tiny, seed 0, alpha: original: forget F1 " in result.stderr
     assert f"2/2  {name}, tiny, seed 0, alpha: zero-row: forget F1 0.000" in result.stderr
     told = json.loads(result.stdout.splitlines()[-1])
-    assert (told["cells"], told["measured"]) == (2, 2)
+    assert (told["cells"], told["measured"], told["failed"]) == (2, 2, 0)
     rows = ledger.read(elsewhere.results)
     assert told["summary"][1]["forget_f1"]["value"] == rows[1]["forget_f1"] == 0
     assert "`zero-row`" in (tmp_path / "docs" / "unlearning.md").read_text()
@@ -62,7 +63,47 @@ def test_a_report_alone_runs_nothing(plan, told, corpus_path, monkeypatch):
     given = ("--corpus", corpus_path, "--target", "beta", "--encoder", "tiny", "--seed", 0, "--out", plan.out)
     result = call(*given, "--report-only")
     assert result.exit_code == 0, result.output
-    assert "4 of " in result.output and " cells measured" in result.output
+    assert " cells measured, 0 failed; rows in " in result.output
+    every = len(METHOD_NAMES)
+    assert f"{len(plan.methods)} of {every} cells" in result.output
+
+
+def test_failures_are_counted_alike_in_print_and_in_json(corpus_path, tmp_path):
+    name = matrix.own_name("toy", corpora.digest(corpus_path))
+    for method, error in (("original", ""), ("zero-row", "it diverged")):
+        ledger.append(tmp_path / "results.jsonl", measured(name, "tiny", 0, "alpha", method, error=error))
+    given = ("--corpus", corpus_path, "--target", "alpha", "--encoder", "tiny", "--seed", 0, "--out", tmp_path)
+    result = call(*given, "--method", "original", "--method", "zero-row", "--report-only", "--json")
+    assert "1 of 2 cells measured, 1 failed" in result.stderr
+    told = json.loads(result.stdout.splitlines()[-1])
+    assert (told["cells"], told["measured"], told["failed"]) == (2, 1, 1)
+    assert [row["method"] for row in told["summary"]] == ["original"]
+
+
+def test_a_sequence_tells_of_its_own_requests(corpus_path, tmp_path):
+    name = matrix.own_name("toy", corpora.digest(corpus_path))
+    alpha, both = ["alpha"], ["alpha", "beta"]
+    rows = [
+        {"step": 1, "asked": alpha, "label": "alpha", "forget_f1": 0.1},
+        {"step": 2, "asked": both, "label": "alpha", "forget_f1": 0.2},
+        {"step": 2, "asked": both, "label": "beta", "forget_f1": 0.4},
+        # Of another plan, which began with another label.
+        {"step": 1, "asked": ["gamma"], "label": "gamma", "forget_f1": 0.9},
+    ]
+    for row in rows:
+        ledger.append(tmp_path / "sequence.jsonl", measured(name, "tiny", 0, "", "zero-row", **row))
+    failure = {"step": 1, "asked": alpha, "label": "", "error": "it diverged"}
+    ledger.append(tmp_path / "sequence.jsonl", measured(name, "tiny", 1, "", "zero-row", **failure))
+    given = ("--corpus", corpus_path, "--target", "alpha", "--target", "beta", "--encoder", "tiny", "--out", tmp_path)
+    given += ("--seed", 0, "--seed", 1, "--method", "original", "--method", "zero-row", "--sequence")
+    result = call(*given, "--report-only", "--json")
+    assert result.exit_code == 0, result.output
+    assert "2 of 4 requests measured, 1 failed; rows in " in result.stderr and "cells" not in result.stderr
+    told = json.loads(result.stdout.splitlines()[-1])
+    assert (told["requests"], told["measured"], told["failed"]) == (4, 2, 1)
+    assert [row["label"] for row in told["sequence"]] == ["alpha", "alpha", "beta", ""]
+    figures = [(row["request"], row["forget_f1"]["value"], row["worst_forget_f1"]["value"]) for row in told["summary"]]
+    assert figures == [(1, 0.1, 0.1), (2, pytest.approx(0.3), 0.4)]
 
 
 @pytest.mark.parametrize(
