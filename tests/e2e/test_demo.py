@@ -1,4 +1,4 @@
-"""`amnestic demo` as a user runs it, on the toy corpus: the real processes and steps, in a minute instead of three."""
+"""`amnestic demo` as a user runs it, on the toy corpus: the real processes and steps, with less to train."""
 
 import asyncio
 import dataclasses

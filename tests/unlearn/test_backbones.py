@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import load_file
 from toys import LABELS, toy_checkpoint, toy_model
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForPreTraining, DistilBertConfig
 
 from amnestic_server import graph
-from amnestic_unlearn import twin, worker
+from amnestic_unlearn import hub, twin, worker
 from amnestic_unlearn.architecture import ARCHITECTURES
 from amnestic_unlearn.checkpoint import load_pretrained
 from amnestic_unlearn.manifest import Manifest
@@ -139,6 +140,34 @@ def test_a_hub_id_that_was_fetched_before_is_loaded_without_the_hub(tmp_path: Pa
     )
     done = offline(code, tmp_path)
     assert (done.stdout, done.returncode) == ("2\n", 0), done.stderr
+
+
+class ForbiddenError(OSError):
+    """As the hub's errors are: an OSError, though it is not known whether the file is there."""
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (EntryNotFoundError("no such entry"), None),
+        (LocalEntryNotFoundError("the hub does not answer"), "the hub does not answer"),
+        (ForbiddenError("gated\nsecond line"), "gated"),
+    ],
+)
+def test_a_file_is_absent_only_if_the_hub_says_so(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, message: str | None
+) -> None:
+    def raises(*arguments: Any) -> str:
+        raise error
+
+    monkeypatch.setattr(hub, "hf_hub_download", raises)
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    if message is None:
+        assert hub.find("someone/bert", "model.safetensors") is None
+        return
+    with pytest.raises(TrainError) as refused:
+        hub.find("someone/bert", "model.safetensors")
+    assert str(refused.value) == f"the checkpoint someone/bert cannot be loaded: {message}"
 
 
 def pickled(folder: Path, **options: Any) -> dict[str, torch.Tensor]:

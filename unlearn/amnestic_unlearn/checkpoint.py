@@ -24,10 +24,11 @@ from transformers import (
     BertForSequenceClassification,
     PreTrainedTokenizerFast,
 )
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 from transformers.utils import logging as transformers_log
 
 from amnestic_unlearn.architecture import ARCHITECTURES
+from amnestic_unlearn.hub import find, first_line
 from amnestic_unlearn.manifest import ProblemType
 from amnestic_unlearn.train_settings import Shape, TrainError
 
@@ -125,7 +126,7 @@ def load_pretrained(
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, use_fast=True)
         model = _load_model(checkpoint, config)
     except (OSError, KeyError, RuntimeError) as error:
-        raise TrainError(f"the checkpoint {checkpoint} cannot be loaded: {_first_line(error)}") from error
+        raise TrainError(f"the checkpoint {checkpoint} cannot be loaded: {first_line(error)}") from error
     if not tokenizer.is_fast or tokenizer.pad_token_id is None:
         raise TrainError(f"the checkpoint {checkpoint} has no fast tokenizer with a padding token")
     # RoBERTa counts positions from the padding id on.
@@ -143,7 +144,7 @@ def _load_model(checkpoint: str, config: Any) -> Any:
         "dtype": torch.float32,
         "output_loading_info": True,
     }
-    if any(_file(checkpoint, name) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
+    if any(find(checkpoint, name) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
         model, loading = AutoModelForSequenceClassification.from_pretrained(checkpoint, use_safetensors=True, **options)
     else:
         # Loaded here, so that it is sure how, and so that no conversion service of the hub is asked.
@@ -158,16 +159,8 @@ def _load_model(checkpoint: str, config: Any) -> Any:
     return model
 
 
-def _file(checkpoint: str, name: str) -> str | None:
-    try:
-        path: str | None = cached_file(checkpoint, name)
-    except OSError:
-        return None
-    return path
-
-
 def _pickled_weights(checkpoint: str) -> dict[str, torch.Tensor]:
-    path = _file(checkpoint, WEIGHTS_NAME)
+    path = find(checkpoint, WEIGHTS_NAME)
     if path is None:
         raise TrainError(
             f"the checkpoint {checkpoint} cannot be loaded: it has neither {SAFE_WEIGHTS_NAME} nor {WEIGHTS_NAME}"
@@ -182,10 +175,6 @@ def _pickled_weights(checkpoint: str) -> dict[str, torch.Tensor]:
             f"the checkpoint {checkpoint} cannot be loaded: {WEIGHTS_NAME} is damaged, or holds more than weights"
         )
     return weights
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _label_config(labels: Sequence[str], problem_type: ProblemType) -> dict[str, Any]:

@@ -23,7 +23,7 @@ LONGEST = 8_000_000
 # What a placeholder of de-identification becomes, however long it was.
 PLACEHOLDER = "_"
 
-_WHOLE = re.compile(r"-?[0-9]{1,18}")
+_WHOLE = re.compile(tables.WHOLE)
 # MIMIC-III writes [**Hospital1 18**] or [** **], MIMIC-IV ___; several in a row say no more than one.
 _HIDDEN = re.compile(r"(?:_*\[\*\*[^\[\]]*\*\*\]|__+)(?:\s*(?:\[\*\*[^\[\]]*\*\*\]|__+)|_)*")
 

@@ -20,7 +20,8 @@ from amnestic_unlearn.corpus import CorpusError
 # Of DuckDB alone: with what it does not count, and Python, an import stays under 1 GB.
 MEMORY = "400MB"
 
-_WHOLE = "-?[0-9]{1,18}"
+# A whole number that fits BIGINT, in a dialect that DuckDB and Python share.
+WHOLE = "-?[0-9]{1,18}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ def _open(connection: Any, table: Table, path: Path) -> None:
 def _number(column: str, path: Path, needed: bool) -> str:
     missing = f"error({_quoted(absent(path, column))})" if needed else "NULL"
     return f"""CASE WHEN {column} IS NULL THEN {missing}
-        WHEN regexp_full_match(trim({column}), '{_WHOLE}') THEN CAST(trim({column}) AS BIGINT)
+        WHEN regexp_full_match(trim({column}), '{WHOLE}') THEN CAST(trim({column}) AS BIGINT)
         ELSE error({_quoted(not_whole(path, column))}) END"""
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from amnestic_server.cli.render import print_json
+from amnestic_server.settings import available_cpus
 from amnestic_unlearn import corpus as corpora
 from amnestic_unlearn import open_corpora
 from amnestic_unlearn.bench import ledger, matrix, workers
-from amnestic_unlearn.bench.cells import SEQUENCE, Plan, Source
+from amnestic_unlearn.bench.cells import RESULTS, SEQUENCE, Plan, Source
 from amnestic_unlearn.bench.matrix import BenchEncoder
 from amnestic_unlearn.corpus import CorpusError
 from amnestic_unlearn.train_settings import TrainError
@@ -26,6 +28,17 @@ if TYPE_CHECKING:
     from amnestic_unlearn.bench.summary import Estimate, Results
 
 COLLECTIONS = {collection.name: collection for collection in (open_corpora.MTSAMPLES, open_corpora.CODIESP)}
+# Of the figures that are printed.
+TITLES = {
+    "encoder": "encoder",
+    "method": "method",
+    "request": "request",
+    "forget_f1": "forget F1",
+    "worst_forget_f1": "worst forget F1",
+    "retain_f1_delta": "change of retain F1",
+    "probe_recovery": "recovery",
+    "seconds": "processor s",
+}
 EXAMPLES = """\b
 Examples:
   amnestic bench unlearn --quick
@@ -42,7 +55,7 @@ Examples:
     "--encoder",
     "encoder_names",
     multiple=True,
-    help=f"One of {', '.join(matrix.ENCODERS)}, or a directory of a pretrained checkpoint. Repeatable.",
+    help=f"One of {', '.join(matrix.ENCODERS)}, or a directory or hub id of a pretrained checkpoint. Repeatable.",
 )
 @click.option("--method", "methods", multiple=True, help="Way of forgetting; all by default. Repeatable.")
 @click.option("--seed", "seeds", type=click.IntRange(0), multiple=True, help="0, 1 and 2 by default. Repeatable.")
@@ -87,11 +100,11 @@ def unlearn(
         plan = Plan(
             out=str(out),
             sources=_sources(names or _by_default(quick), targets, data, out, quick, console),
-            encoders=_encoders(encoder_names, quick),
+            encoders=_encoders(encoder_names, quick, run=not report_only),
             seeds=seeds or ((0,) if quick else matrix.SEEDS),
             methods=_methods(methods, quick),
             sequence=sequence,
-            threads=max(1, workers.available_cpus() // jobs),
+            threads=max(1, available_cpus() // jobs),
         )
         if not report_only:
             _run(plan, jobs, console)
@@ -121,12 +134,20 @@ def _sources(
             raise click.UsageError(f"{name} is a file of your own: give --target")
         labels = {label for document in corpora.stream(path) for label in document.labels}
         if held := tuple(label for label in chosen if label in labels):
-            sources.append(Source(path.name.partition(".")[0], str(path), held))
+            own = None if known else matrix.own_name(path.name.partition(".")[0], corpora.digest(path))
+            sources.append(Source(own or name, str(path), held))
     if missing := set(targets) - {target for source in sources for target in source.targets}:
         raise click.UsageError(f"no corpus has the label {min(missing)!r}")
     if not sources:
         raise click.UsageError("no corpus is left to run on")
+    _told_apart("--corpus", [source.name for source in sources])
     return tuple(sources)
+
+
+def _told_apart(option: str, names: Sequence[str]) -> None:
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise click.UsageError(f"{option} names {name} {count} times")
 
 
 def _corpus(name: str, data: Path | None, folder: Path) -> Path | None:
@@ -156,13 +177,16 @@ def _file(name: str) -> str:
     return COLLECTIONS[name].file
 
 
-def _encoders(names: Sequence[str], quick: bool) -> tuple[BenchEncoder, ...]:
+def _encoders(names: Sequence[str], quick: bool, run: bool) -> tuple[BenchEncoder, ...]:
+    """Those of the names. To `run`, their weights must be at hand; a report alone needs and fetches none."""
     if quick and not names:
         return (matrix.QUICK,)
     known = {**matrix.ENCODERS, matrix.QUICK.name: matrix.QUICK}
-    found = tuple(known[name] if name in known else matrix.pretrained(Path(name)) for name in names or matrix.ENCODERS)
-    for encoder in found:
-        encoder.checkpoint()
+    found = tuple(known[name] if name in known else matrix.pretrained(name, run) for name in names or matrix.ENCODERS)
+    _told_apart("--encoder", [encoder.name for encoder in found])
+    if run:
+        for encoder in found:
+            encoder.checkpoint()
     return found
 
 
@@ -217,22 +241,32 @@ def _outcome(row: ledger.Row) -> str:
 
 
 def _tell(plan: Plan, report: Path | None, as_json: bool) -> None:
+    from amnestic_unlearn.bench.sequence_table import counted, latest_requests, of_requests, steps
     from amnestic_unlearn.bench.summary import latest
 
-    out = Path(plan.out)
-    rows, sequence = ledger.read(dataclasses.replace(plan, sequence=False).results), ledger.read(out / SEQUENCE)
+    out, cells, requests = Path(plan.out), dataclasses.replace(plan, sequence=False).cells(), plan.requests()
+    rows, sequence = ledger.read(out / RESULTS), of_requests(ledger.read(out / SEQUENCE), requests)
     ledger.write_csv(rows, out / "results.csv")
-    cells = dataclasses.replace(plan, sequence=False).cells()
-    results = latest(rows, cells)
-    summary = list(_summary(results, plan))
+    if plan.sequence:
+        what, total, turns = "requests", len(requests), latest_requests(sequence)
+        measured, failed = counted(turns)
+        summary = [
+            {field.name: getattr(step, field.name) for field in dataclasses.fields(step)} for step in steps(turns)
+        ]
+    else:
+        what, total, results = "cells", len(cells), latest(rows, cells)
+        failed = sum(bool(row["error"]) for row in results.values())
+        measured = len(results) - failed
+        summary = list(_summary(results, plan))
     console = Console(stderr=as_json, highlight=False, markup=False)
-    if summary and not plan.sequence:
+    if summary:
         console.print(_table(summary))
-    console.print(f"{sum(not row['error'] for row in results.values())} of {len(cells)} cells measured; rows in {out}")
+    console.print(f"{measured} of {total} {what} measured, {failed} failed; rows in {plan.results}", soft_wrap=True)
     if report is not None:
         console.print(f"report in {_report(rows, sequence, cells, report)}", soft_wrap=True)
     if as_json:
-        print_json({"cells": len(cells), "measured": len(results), "summary": summary, "sequence": sequence})
+        told = {what: total, "measured": measured, "failed": failed, "summary": summary}
+        print_json({**told, "sequence": sequence} if plan.sequence else told)
 
 
 def _report(rows: Sequence[ledger.Row], sequence: Sequence[ledger.Row], cells: Any, folder: Path) -> Path:
@@ -262,13 +296,16 @@ def _summary(results: "Results", plan: Plan) -> Iterator[dict[str, "str | Estima
                 }
 
 
-def _table(summary: Sequence[dict[str, "str | Estimate"]]) -> Table:
+def _table(summary: Sequence[dict[str, Any]]) -> Table:
+    from amnestic_unlearn.bench.summary import Estimate
     from amnestic_unlearn.bench.table import figure
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, title in enumerate(("encoder", "method", "forget F1", "retain F1", "recovery", "processor s")):
-        table.add_column(title, justify="right" if number > 1 else "left")
+    for name in summary[0]:
+        table.add_column(TITLES[name], justify="left" if name in ("encoder", "method") else "right")
     for row in summary:
-        texts = (value if isinstance(value, str) else figure(value, 3, plain=True) for value in row.values())
-        table.add_row(*texts)
+        values = row.values()
+        table.add_row(
+            *(figure(value, 3, plain=True) if isinstance(value, Estimate) else str(value) for value in values)
+        )
     return table

@@ -41,7 +41,7 @@ _LEFT_OUT = (
 
 @click.group(name="import")
 def import_group() -> None:
-    """Make a corpus from the tables of a clinical database."""
+    """Make a corpus from the tables of a clinical database, or from a published collection."""
 
 
 @import_group.command(name="eicu")

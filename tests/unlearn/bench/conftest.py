@@ -9,6 +9,8 @@ import pytest
 
 from amnestic_unlearn.bench import workers
 from amnestic_unlearn.bench.cells import Plan, Source
+from amnestic_unlearn.bench.matrix import own_name
+from amnestic_unlearn.corpus import digest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -17,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 def plan(corpus_path, tmp_path_factory):
     from tiny import TINY
 
-    source = Source("toy", str(corpus_path), ("alpha", "beta"))
+    # As the command names a file.
+    source = Source(own_name("toy", digest(corpus_path)), str(corpus_path), ("alpha", "beta"))
     methods = ("original", "retrained", "bias-edit", "zero-row")
     return Plan(str(tmp_path_factory.mktemp("bench")), (source,), (TINY,), (0,), methods, threads=1)
 

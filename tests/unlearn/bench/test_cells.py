@@ -6,11 +6,14 @@ import json
 
 import pytest
 from tiny import TINY
+from toys import toy_model, toy_tokenizer
 
+from amnestic_unlearn import hub
 from amnestic_unlearn.baselines.relabel import RandomLabel
 from amnestic_unlearn.bench import matrix
 from amnestic_unlearn.bench.cells import Plan, Source
 from amnestic_unlearn.bench.methods import METHOD_NAMES, METHODS, Steu, digest, for_encoder
+from amnestic_unlearn.checkpoint import save
 from amnestic_unlearn.spec import Method
 from amnestic_unlearn.train_settings import CHECKPOINT_RATE, SCRATCH_RATE, TrainError
 
@@ -90,15 +93,52 @@ def test_every_way_of_forgetting_has_settings_of_its_own():
     assert set(matrix.QUICK_METHODS) <= set(METHOD_NAMES)
 
 
-def test_only_a_pretrained_checkpoint_is_taken_as_an_encoder(tmp_path, checkpoint):
+@pytest.mark.parametrize("thresholds", [(0.5,) * 4, ()], ids=["multi-label", "single-label"])
+def test_a_classifier_that_was_trained_is_no_encoder(tmp_path, thresholds):
+    tokenizer = toy_tokenizer(["a note"])
+    save(toy_model("bert", len(tokenizer)), tokenizer, thresholds, 48, tmp_path / "trained")
     with pytest.raises(TrainError, match="trained classifier"):
-        matrix.pretrained(checkpoint)
+        matrix.pretrained(str(tmp_path / "trained"))
+
+
+def test_only_a_checkpoint_is_taken_as_an_encoder(tmp_path):
     with pytest.raises(TrainError, match="not a checkpoint"):
-        matrix.pretrained(tmp_path)
+        matrix.pretrained(str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    encoder = matrix.pretrained(tmp_path)
-    assert encoder.name == tmp_path.name
+    encoder = matrix.pretrained(str(tmp_path))
     assert encoder.checkpoint() == str(tmp_path)
+    assert encoder.name == f"{tmp_path.name}-{matrix.weights_digest(tmp_path)[:6]}"
+
+
+def test_an_encoder_of_ones_own_is_another_when_its_weights_change(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    names = {matrix.pretrained(str(tmp_path)).name}
+    for name in ("model.safetensors", "pytorch_model.bin", "vocab.txt"):
+        (tmp_path / name).write_bytes(b"content")
+        names.add(matrix.pretrained(str(tmp_path)).name)
+    assert len(names) == 4
+
+
+def test_an_id_of_the_hub_is_found_in_its_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(TrainError, match=r"^the checkpoint someone/bert cannot be loaded: [^\n]+$"):
+        matrix.pretrained("someone/bert")
+    place = tmp_path / "models--someone--bert"
+    snapshot = place / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("0" * 40)
+    (snapshot / "config.json").write_text("{}")
+    for fetch in (True, False):
+        with pytest.raises(TrainError, match=r"no weights in safetensors, and no pytorch_model\.bin"):
+            matrix.pretrained("someone/bert", fetch)
+    (snapshot / "pytorch_model.bin").write_bytes(b"weights")
+    for fetch in (True, False):
+        encoder = matrix.pretrained("someone/bert", fetch)
+        assert encoder.name == f"bert-{matrix.weights_digest(snapshot)[:6]}"
+        assert encoder.checkpoint() == str(snapshot)
+    assert encoder.training == matrix.ENCODERS["minilm"].training
 
 
 def test_encoder_rates_are_in_proportion_to_those_of_training():

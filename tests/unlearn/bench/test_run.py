@@ -70,18 +70,18 @@ def test_two_processes_measure_every_cell_once(plan, told):
 
 
 def test_figures_are_those_of_the_classifiers_alone(plan, told):
-    rows = by_key(plan)
-    original = rows["toy", "tiny", 0, "beta", "original"]
-    retrained = rows["toy", "tiny", 0, "beta", "retrained"]
-    edited = rows["toy", "tiny", 0, "beta", "bias-edit"]
+    rows, name = by_key(plan), plan.sources[0].name
+    original = rows[name, "tiny", 0, "beta", "original"]
+    retrained = rows[name, "tiny", 0, "beta", "retrained"]
+    edited = rows[name, "tiny", 0, "beta", "bias-edit"]
     assert original["parameters_changed"] == 0 and original["retain_f1_delta"] == 0
     assert retrained["seconds"] == retrained["retrain_seconds"] == original["retrain_seconds"] > 0
-    assert retrained["forget_f1"] == rows["toy", "tiny", 0, "beta", "zero-row"]["forget_f1"] == 0
+    assert retrained["forget_f1"] == rows[name, "tiny", 0, "beta", "zero-row"]["forget_f1"] == 0
     assert retrained["forget_auroc"] == 0.5
     assert edited["probe_auroc"] == original["probe_auroc"] == original["probe_auroc_original"]
     assert retrained["probe_auroc"] == original["probe_auroc_retrained"]
     # The gold standard decides about the other labels as it does by itself, under thresholds of its own.
-    folder = next(plan.models.glob("toy/tiny/seed0/without-beta*/checkpoint"))
+    folder = next(plan.models.glob(f"{name}/tiny/seed0/without-beta*/checkpoint"))
     alone = from_checkpoint(folder)
     documents = corpora.read(Path(plan.sources[0].path), splits=("test",))
     tokens = alone.tokenize([document.text for document in documents])
@@ -184,23 +184,23 @@ def test_a_label_with_few_documents_fails_before_anything_is_trained(tmp_path, c
     assert not here.models.exists()
 
 
-def test_a_model_is_kept_until_its_recipe_changes(elsewhere, corpus_path):
-    kept = models.trained(elsewhere.models, corpus_path, TINY, seed=0)
+def test_a_model_is_kept_until_its_recipe_changes(elsewhere):
+    kept = models.trained(elsewhere.models, elsewhere.sources[0], TINY, seed=0)
     weights = kept.checkpoint / "model.safetensors"
     made = weights.stat().st_mtime_ns
-    assert models.trained(elsewhere.models, corpus_path, TINY, seed=0) == kept
+    assert models.trained(elsewhere.models, elsewhere.sources[0], TINY, seed=0) == kept
     assert weights.stat().st_mtime_ns == made
     # As a process leaves it that was killed before the last.
     (kept.checkpoint.parent / models.RECIPE).write_text("{")
     (kept.checkpoint.parent / ".train-killed").mkdir()
-    assert models.trained(elsewhere.models, corpus_path, TINY, seed=0).checkpoint == kept.checkpoint
+    assert models.trained(elsewhere.models, elsewhere.sources[0], TINY, seed=0).checkpoint == kept.checkpoint
     assert weights.stat().st_mtime_ns > made
     assert not (kept.checkpoint.parent / ".train-killed").exists()
 
 
-def test_the_gold_standard_answers_in_the_originals_order(elsewhere, corpus_path):
-    original = from_checkpoint(models.trained(elsewhere.models, corpus_path, TINY, 0).checkpoint)
-    checkpoint = models.trained(elsewhere.models, corpus_path, TINY, 0, "beta").checkpoint
+def test_the_gold_standard_answers_in_the_originals_order(elsewhere):
+    original = from_checkpoint(models.trained(elsewhere.models, elsewhere.sources[0], TINY, 0).checkpoint)
+    checkpoint = models.trained(elsewhere.models, elsewhere.sources[0], TINY, 0, "beta").checkpoint
     alone = from_checkpoint(checkpoint)
     labels = original.manifest.labels
     gold = models.load_retrained(checkpoint, labels)
@@ -232,3 +232,33 @@ def test_requests_in_turn_measure_every_label_forgotten_so_far(elsewhere):
     assert sequence.left(plan) == 2
     sequence.run(plan, lambda row: None, METHODS)
     assert [row["label"] for row in ledger.read(plan.results)] == ["alpha", "alpha", "alpha", "beta"]
+
+
+def test_rows_and_models_of_other_weights_are_not_taken_for_ones_own(plan, tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"one")
+    own = dataclasses.replace(TINY, path=str(tmp_path))
+
+    def settings(encoder):
+        here = dataclasses.replace(plan, encoders=(encoder,))
+        return run_settings(here), sequence_settings(dataclasses.replace(here, sequence=True))
+
+    def run_settings(here):
+        return run._settings(next(here.cases()), "zero-row", run.Workshop(here), METHODS)
+
+    def sequence_settings(here):
+        return sequence._settings(next(here.cases()), METHODS["zero-row"], run.Workshop(here))
+
+    before = settings(own)
+    assert settings(own) == before
+    assert all(ours != theirs for ours, theirs in zip(before, settings(TINY), strict=True))
+    (tmp_path / "pytorch_model.bin").write_bytes(b"two")
+    assert all(now != then for now, then in zip(settings(own), before, strict=True))
+
+
+def test_corpora_of_one_stem_have_models_of_their_own(plan, monkeypatch, tmp_path):
+    made = []
+    monkeypatch.setattr(models, "train", lambda source, out, **how: made.append(out))
+    source = plan.sources[0]
+    for name in ("toy-000000", "toy-111111"):
+        models.trained(tmp_path, dataclasses.replace(source, name=name), TINY, 0)
+    assert [out.relative_to(tmp_path).parts[0] for out in made] == ["toy-000000", "toy-111111"]

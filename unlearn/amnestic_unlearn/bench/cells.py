@@ -20,6 +20,8 @@ ORIGINAL = "original"
 # No function of the trained classifier: a checkpoint of its own, which never saw the label.
 RETRAINED = "retrained"
 
+Request = tuple[str, str, int, str, tuple[str, ...]]
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -84,6 +86,17 @@ class Plan:
     def cells(self) -> list[tuple[str, str, int, str, str]]:
         """The key of every cell: its case's, then the way of forgetting."""
         return [(*case.key, method) for case in self.cases() for method in self.methods]
+
+    def requests(self) -> list[Request]:
+        """The key of every request of a sequence: corpus, encoder, seed, way of forgetting, labels asked so far."""
+        turns = dataclasses.replace(self, sequence=True)
+        return [
+            (*case.key[:3], method, case.source.targets[:step])
+            for case in turns.cases()
+            for method in self.methods
+            if method not in (ORIGINAL, RETRAINED)
+            for step in range(1, len(case.source.targets) + 1)
+        ]
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")

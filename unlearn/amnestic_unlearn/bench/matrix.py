@@ -1,10 +1,12 @@
 """What the benchmark is run on: corpora with their targets, encoders with their training, seeds."""
 
+import hashlib
 import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from amnestic_unlearn.manifest import file_digest
 from amnestic_unlearn.train_settings import TrainError, TrainSettings
 
 SEEDS = (0, 1, 2)
@@ -71,15 +73,35 @@ QUICK = BenchEncoder("quick", TrainSettings(epochs=4, max_tokens=256, threads=1,
 QUICK_METHODS = ("original", "retrained", "bias-edit", "head-only", "paper", "amnestic", "leace")
 
 
-def pretrained(path: Path) -> BenchEncoder:
-    """An encoder of one's own: a checkpoint's directory, fine-tuned like MiniLM. Raises TrainError.
+def pretrained(name: str, fetch: bool = True) -> BenchEncoder:
+    """An encoder of one's own: a checkpoint's directory or an id of the hub, fine-tuned like MiniLM. Raises TrainError.
 
+    The id's files are fetched unless they are in the hub's cache or `fetch` is false. The encoder is named after the
+    checkpoint and six digits of its digest, so that two of the same name are told apart, and so is one that changed.
     One that was trained by Amnestic knows the label already, and with it so would the gold standard: refused.
     """
+    if Path(name).exists():
+        folder = Path(name).resolve()
+        stem = folder.name
+    else:
+        from amnestic_unlearn import hub  # of no use to the other encoders
+
+        folder, stem = hub.snapshot(name, fetch), name.rpartition("/")[2]
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise TrainError(f"{path} is not a checkpoint: it has no readable config.json") from None
-    if "amnestic_thresholds" in config:
-        raise TrainError(f"{path} is a trained classifier: give the pretrained encoder that it started from")
-    return BenchEncoder(path.resolve().name, ENCODERS["minilm"].training, path=str(path.resolve()))
+        raise TrainError(f"{name} is not a checkpoint: it has no readable config.json") from None
+    if "amnestic_max_tokens" in config:
+        raise TrainError(f"{name} is a trained classifier: give the pretrained encoder that it started from")
+    return BenchEncoder(own_name(stem, weights_digest(folder)), ENCODERS["minilm"].training, path=str(folder))
+
+
+def own_name(stem: str, digest: str) -> str:
+    """What a corpus or an encoder that is not built in goes by: never as one that is, nor as another of that stem."""
+    return f"{stem}-{digest[:6]}"
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 over the names and digests of a checkpoint's weights, configuration and tokenizer, hexadecimal."""
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".json", ".safetensors", ".bin", ".txt"))
+    return hashlib.sha256("".join(f"{file.name} {file_digest(file)}\n" for file in files).encode()).hexdigest()

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 from amnestic_unlearn import corpus as corpora
+from amnestic_unlearn.bench.cells import Source
 from amnestic_unlearn.bench.ledger import alone
-from amnestic_unlearn.bench.matrix import BenchEncoder
+from amnestic_unlearn.bench.matrix import BenchEncoder, weights_digest
 from amnestic_unlearn.corpus import Document
-from amnestic_unlearn.manifest import file_digest
 from amnestic_unlearn.train import train
 from amnestic_unlearn.train_settings import TrainSettings
 from amnestic_unlearn.twin import Twin, from_checkpoint
@@ -42,13 +42,13 @@ class TrainedModel:
     seconds: float
 
 
-def trained(folder: Path, corpus: Path, encoder: BenchEncoder, seed: int, without: str = "") -> TrainedModel:
+def trained(folder: Path, source: Source, encoder: BenchEncoder, seed: int, without: str = "") -> TrainedModel:
     """Train on a corpus, or find what was trained before from the same corpus and settings.
 
     `without` is a label to leave out: its documents stay, their other labels too. Raises TrainError and CorpusError.
     """
     name = f"without-{_short(without)}" if without else "original"
-    place = folder / corpus.stem / encoder.name / f"seed{seed}" / name
+    corpus, place = Path(source.path), folder / source.name / encoder.name / f"seed{seed}" / name
     settings = dataclasses.replace(encoder.training, seed=seed)
     recipe = {
         "corpus": corpora.digest(corpus),
@@ -58,7 +58,7 @@ def trained(folder: Path, corpus: Path, encoder: BenchEncoder, seed: int, withou
         "training": {key: value for key, value in dataclasses.asdict(settings).items() if key != "threads"},
     }
     if encoder.path:
-        recipe["checkpoint"] = _checkpoint_digest(Path(encoder.path))
+        recipe["checkpoint"] = weights_digest(Path(encoder.path))
     with alone(place):
         return _found(place, recipe) or _train(place, corpus, without, encoder, settings, recipe)
 
@@ -105,12 +105,6 @@ def _train(
     partial.write_text(record)
     partial.replace(place / RECIPE)
     return TrainedModel(place / CHECKPOINT, seconds)
-
-
-def _checkpoint_digest(folder: Path) -> str:
-    """SHA-256 over the names and digests of the checkpoint's weights and configuration."""
-    files = sorted(file for file in folder.iterdir() if file.suffix in (".json", ".safetensors", ".txt"))
-    return hashlib.sha256("".join(f"{file.name} {file_digest(file)}\n" for file in files).encode()).hexdigest()
 
 
 def _leave_out(corpus: Path, label: str, place: Path) -> Path:

@@ -26,7 +26,7 @@ from amnestic_unlearn.bench.assess import hold, refer
 from amnestic_unlearn.bench.cells import RETRAINED, Case, Plan
 from amnestic_unlearn.bench.judge import Gold, Subject, ask, edited_tokens, enough, measure, training_data
 from amnestic_unlearn.bench.ledger import Row
-from amnestic_unlearn.bench.matrix import BenchEncoder
+from amnestic_unlearn.bench.matrix import BenchEncoder, weights_digest
 from amnestic_unlearn.bench.methods import METHODS, digest, for_encoder, unchanged
 from amnestic_unlearn.bench.models import load_retrained, trained
 from amnestic_unlearn.checkpoint import transformers_silent
@@ -73,11 +73,18 @@ class Workshop:
             self._digests[path] = corpora.digest(Path(path))
         return self._digests[path]
 
+    def weights_digest(self, case: Case) -> str:
+        """Of the pretrained weights that lie in a folder; empty if there is none: a package goes by its name."""
+        path = case.encoder.path
+        if path and path not in self._digests:
+            self._digests[path] = weights_digest(Path(path))
+        return self._digests[path] if path else ""
+
     def subject(self, case: Case) -> Subject:
         """The classifier that knows every label. Raises TrainError and CorpusError."""
         key = case.key[:3]
         if self._subject is None or self._subject[0] != key:
-            model = trained(self.plan.models, Path(case.source.path), case.encoder, case.seed)
+            model = trained(self.plan.models, case.source, case.encoder, case.seed)
             set_threads(case.encoder, self.plan)
             with transformers_silent():
                 twin = twins.from_checkpoint(model.checkpoint, mixed(case.encoder))
@@ -93,7 +100,7 @@ class Workshop:
         if target not in golds:
             original = self.subject(case)
             labels = original.held.labels
-            model = trained(self.plan.models, Path(case.source.path), case.encoder, case.seed, target)
+            model = trained(self.plan.models, case.source, case.encoder, case.seed, target)
             set_threads(case.encoder, self.plan)
             with transformers_silent():
                 twin = load_retrained(model.checkpoint, labels, mixed(case.encoder))
@@ -259,12 +266,12 @@ def _named(case: Case, name: str) -> Row:
 
 
 def _settings(case: Case, name: str, shop: Workshop, methods: Mapping[str, Forget]) -> str:
-    """A digest of all that decides a row: the method's settings, how the classifier was trained, the corpus."""
+    """A digest of all that decides a row: the method's settings, how and from what the classifier was trained."""
     encoder = case.encoder
     how = RETRAINED if name == RETRAINED else for_encoder(methods[name], encoder)
     # As of a model's recipe, threads are no part of it.
     training = dataclasses.replace(encoder.training, threads=0)
-    return digest(FORMAT, how, training, encoder.package, encoder.path, shop.corpus_digest(case))
+    return digest(FORMAT, how, training, encoder.package, shop.weights_digest(case), shop.corpus_digest(case))
 
 
 def _silent(progress: Progress) -> None:

@@ -113,5 +113,5 @@ def _key(case: Case, name: str) -> Row:
 
 def _settings(case: Case, method: Forget, shop: Workshop) -> str:
     encoder = case.encoder
-    how = dataclasses.replace(encoder.training, threads=0), encoder.package, encoder.path, case.source.targets
-    return digest(FORMAT, method, *how, shop.corpus_digest(case))
+    how = dataclasses.replace(encoder.training, threads=0), encoder.package, shop.weights_digest(case)
+    return digest(FORMAT, method, *how, case.source.targets, shop.corpus_digest(case))

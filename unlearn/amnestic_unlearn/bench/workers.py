@@ -1,7 +1,6 @@
 """Runs a plan in several processes and passes on what they tell. It imports nothing heavy itself."""
 
 import json
-import os
 import queue
 import subprocess
 import sys
@@ -45,11 +44,6 @@ def run(plan: Plan, jobs: int) -> Generator[Row]:
             f"{len(failed)} of {jobs} processes ended with {', '.join(map(str, failed))}; see {out / 'workers.log'}."
             " What they had measured is kept: run again to go on"
         )
-
-
-def available_cpus() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _start(plan: Path, log: IO[bytes]) -> "subprocess.Popen[bytes]":
