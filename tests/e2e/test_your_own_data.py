@@ -19,7 +19,9 @@ from open_data import DATA, needs
 from toys import toy_model, toy_tokenizer
 
 from amnestic_server.cli import group
-from amnestic_unlearn import corpus, icd
+from amnestic_unlearn import corpus, hub, icd
+from amnestic_unlearn.bench import matrix
+from amnestic_unlearn.bench.methods import METHOD_NAMES
 from amnestic_unlearn.manifest import Manifest, verify
 
 PAGE = (Path(__file__).parents[2] / "docs" / "your-own-data.md").read_text()
@@ -27,6 +29,8 @@ BIO_CLINICAL_BERT = "emilyalsentzer/Bio_ClinicalBERT"
 COMMANDS = [
     line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.replace("\\\n", "").splitlines()
 ]
+BENCHMARKS = [line for line in COMMANDS if line.startswith("amnestic bench unlearn ")]
+COMMIT = "0" * 40
 
 
 def run(line: str, **replaced: str) -> str:
@@ -60,6 +64,9 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def tiny_bio_clinical_bert(folder: Path, texts: list[str]) -> Path:
     tokenizer = toy_tokenizer(texts)
     model = toy_model("bert", len(tokenizer), max_position_embeddings=512)
+    # What the hub has never went through our training.
+    for key in [key for key in vars(model.config) if key.startswith("amnestic_")]:
+        delattr(model.config, key)
     folder.mkdir()
     model.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -105,7 +112,28 @@ def test_the_page_names_every_category() -> None:
     assert [name for name in icd.CATEGORIES if f"`{name}`" not in paragraph] == []
 
 
-@pytest.mark.parametrize("line", [line for line in COMMANDS if "bench" not in line and "--preset" not in line])
+@pytest.mark.parametrize("line", BENCHMARKS)
+def test_the_benchmark_takes_what_the_page_gives_it(desk: Path, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+    """All but the run itself: the corpus, its label, and the encoder by its id, here from the cache of the hub."""
+    words = shlex.split(line)
+    given = dict(zip(words[3::2], words[4::2], strict=True))
+    name = given["--encoder"]
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(desk / "cache"))
+    source = corpus.Document("a note", (given["--target"],), "train", "1")
+    corpus.write([source], desk / given["--corpus"])
+    refused = CliRunner().invoke(group, [*words[1:], "--report-only"])
+    assert refused.exit_code == 1 and f"the checkpoint {name} cannot be loaded" in refused.stderr
+    place = desk / "cache" / f"models--{name.replace('/', '--')}"
+    (place / "snapshots").mkdir(parents=True)
+    tiny_bio_clinical_bert(place / "snapshots" / COMMIT, ["a note"])
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(COMMIT)
+    told = json.loads(run(f"{line} --report-only --json").splitlines()[-1])
+    assert told["cells"] == len(matrix.SEEDS) * len(METHOD_NAMES)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
 def test_the_page_names_commands_and_options_that_exist(line: str) -> None:
     _, *words = shlex.split(line)
     found: click.Command = group
@@ -117,3 +145,8 @@ def test_the_page_names_commands_and_options_that_exist(line: str) -> None:
             found = step
     known = {option for parameter in found.params for option in parameter.opts}
     assert {word for word in words if word.startswith("--")} <= known
+
+
+def test_the_page_has_a_benchmark_of_each_database() -> None:
+    databases = {line.split()[3] for line in COMMANDS if line.startswith("amnestic corpus import ")}
+    assert len(BENCHMARKS) == len(databases) == 3

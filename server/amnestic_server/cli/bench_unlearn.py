@@ -246,7 +246,8 @@ def _tell(plan: Plan, report: Path | None, as_json: bool) -> None:
 
     out, cells, requests = Path(plan.out), dataclasses.replace(plan, sequence=False).cells(), plan.requests()
     rows, sequence = ledger.read(out / RESULTS), of_requests(ledger.read(out / SEQUENCE), requests)
-    ledger.write_csv(rows, out / "results.csv")
+    if rows:
+        ledger.write_csv(rows, out / "results.csv")
     if plan.sequence:
         what, total, turns = "requests", len(requests), latest_requests(sequence)
         measured, failed = counted(turns)
