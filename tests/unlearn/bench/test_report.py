@@ -165,12 +165,23 @@ def test_figures_are_written_plainly(estimate, places, text):
 
 def test_requests_in_turn_are_told_with_the_worst_label():
     rows = [
-        measured("one", "small", 0, "", "paper", step=step, label=label, forget_f1=f1, seconds=float(step))
+        measured(
+            "one",
+            "small",
+            0,
+            "",
+            "paper",
+            step=step,
+            asked=["a", "b"][:step],
+            label=label,
+            forget_f1=f1,
+            seconds=float(step),
+        )
         for step, label, f1 in ((1, "a", 0.0), (2, "a", 0.5), (2, "b", 0.1))
     ]
     failed = [
-        measured("one", "small", 0, "", "paper", step=2, label="", error="internal error"),
-        measured("one", "small", 1, "", "paper", step=1, label="", error="internal error"),
+        measured("one", "small", 0, "", "paper", step=2, asked=["a", "b"], label="", error="internal error"),
+        measured("one", "small", 1, "", "paper", step=1, asked=["a"], label="", error="internal error"),
     ]
     text = sequence_table([failed[0], *rows, failed[1]])
     assert "| small: `paper` | 1 | 0.000 | 0.000 | 0.33 | 0.000 | 1.0 |\n" in text
