@@ -30,7 +30,7 @@ from amnestic_unlearn.patch import Patch
 READY = re.compile(r"ready: grpc=(?P<grpc>\S+) metrics=(?P<metrics>\S+) version=(?P<version>\d+) provider=(\S+)\n")
 # Enough to forget a label of the toy, and quickly: its rows are as large as 0.1, and must move as far for a probe to
 # find less.
-METHOD = {"k": 24, "epochs": 12, "embedding_lr": 0.1, "head_lr": 2e-2}
+METHOD = {"preset": "paper", "k": 24, "epochs": 12, "embedding_lr": 0.1, "head_lr": 2e-2, "distil_weight": 1.0}
 # Wide where 90 documents in the toy's gate split make a figure uncertain. The probe's share keeps its default.
 GATES = {"forget_f1_max": 0.05, "forget_auroc_max": 0.75, "retain_f1_drop_max": 0.3, "retain_label_drop_max": 0.3}
 # Where it does not matter what was forgotten and what was kept.

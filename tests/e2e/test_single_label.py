@@ -45,7 +45,8 @@ def story(single, documents, serve_for_module, until):
     f1_before = until(lambda: server.client.list_versions()[0].f1)
     texts = [document.text for document in documents]
     before = predict(server.client, texts)
-    job = server.ended(server.forget(FORGET, reason="a test"))
+    method = {"preset": "amnestic", "k": 24, "embedding_lr": 3e-2}
+    job = server.ended(server.forget(FORGET, reason="a test", method=method))
     after = predict(server.client, texts)
     return SimpleNamespace(server=server, f1_before=f1_before, before=before, job=job, after=after)
 
