@@ -191,9 +191,7 @@ def from_checkpoint(checkpoint: Path, mixed: bool = False) -> Twin:
         amnestic_version="",
         problem_type=ProblemType.SINGLE_LABEL if single else ProblemType.MULTI_LABEL,
     )
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(manifest.max_tokens)
-    return Twin(manifest, tokenizer, _without_outer_parts(model), table, weight, bias, mixed)
+    return Twin(manifest, _cutting(tokenizer, manifest), _without_outer_parts(model), table, weight, bias, mixed)
 
 
 def _attention(mixed: bool) -> str:
@@ -241,6 +239,11 @@ def _tokenizer(bundle: Path, manifest: Manifest) -> Any:
         tokenizer = Tokenizer.from_file(str(bundle / files.TOKENIZER))
     except Exception as error:  # the library raises bare Exception
         raise BundleError(f"{files.TOKENIZER} is not a tokenizer") from error
+    return _cutting(tokenizer, manifest)
+
+
+def _cutting(tokenizer: Any, manifest: Manifest) -> Any:
+    """The tokenizer, set to cut documents to what the model reads and to pad none."""
     tokenizer.no_padding()
     tokenizer.enable_truncation(manifest.max_tokens)
     return tokenizer

@@ -200,7 +200,7 @@ def assess(
     """
     return {
         **_forgotten(candidate, reference, held),
-        **_retained(candidate, reference, held),
+        **retained(candidate, reference, held),
         **_recovered(candidate, reference, held),
         **_divergence(candidate, reference, held, edited_ids),
         **_bypass(candidate, reference, held, bypass),
@@ -236,7 +236,8 @@ def _forgotten(candidate: Answers, reference: Reference, held: Held) -> dict[str
     }
 
 
-def _retained(candidate: Answers, reference: Reference, held: Held) -> dict[str, float]:
+def retained(candidate: Answers, reference: Reference, held: Held) -> dict[str, float]:
+    """The figures named in `RETAINED`: the other labels, at the thresholds of the original."""
     test = held.at("test")
     kept = np.flatnonzero(held.truth[test].any(axis=0) & (np.arange(len(held.labels)) != reference.target))
     if not len(kept):

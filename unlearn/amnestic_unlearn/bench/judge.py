@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amnestic_unlearn import corpus as corpora
-from amnestic_unlearn.bench.assess import RETAINED, Answers, Held, Reference, answers, asked, assess, bypassed
+from amnestic_unlearn.bench.assess import Answers, Held, Reference, answers, asked, assess, bypassed, retained
 from amnestic_unlearn.corpus import Document
 from amnestic_unlearn.errors import (
     MIN_FORGET_DOCUMENTS,
@@ -101,8 +101,7 @@ def measure(
     if (thresholds != held.thresholds).any():
         shift = (_logit(held.thresholds) - _logit(thresholds)).astype(np.float32)
         shifted = dataclasses.replace(found, logits=found.logits + shift)
-        own = assess(shifted, reference, held, edited)
-        figures |= {name: own[name] for name in RETAINED}
+        figures |= retained(shifted, reference, held)
     worst = figures["retain_worst_label"]
     return {**figures, "retain_worst_label": held.labels[int(worst)] if np.isfinite(worst) else None}
 
