@@ -18,9 +18,16 @@ from typing import ClassVar
 
 
 class AmnesticError(Exception):
-    """An error with a gRPC status code (`status`) and a text that is safe to send to a caller."""
+    """An error with a gRPC status code (`status`) and a text that is safe to send to a caller.
+
+    `field` is the path of the request's field at fault, such as `documents[1]`; empty if no single one is.
+    """
 
     status: ClassVar[str] = "INTERNAL"
+
+    def __init__(self, text: str = "", *, field: str = "") -> None:
+        super().__init__(text)
+        self.field = field
 
 
 class InvalidArgumentError(AmnesticError):

@@ -73,12 +73,15 @@ class Predictor:
 def check_texts(texts: Sequence[str], settings: Settings) -> None:
     """Raise InvalidArgumentError, naming the document by its position from 1, never by its text."""
     if not texts:
-        raise InvalidArgumentError("the call has no document")
+        raise InvalidArgumentError("the call has no document", field="documents")
     if len(texts) > settings.max_documents:
-        raise InvalidArgumentError(f"the call has more than {settings.max_documents} documents")
+        raise InvalidArgumentError(f"the call has more than {settings.max_documents} documents", field="documents")
     for position, text in enumerate(texts, start=1):
         if not text or text.isspace():
-            raise InvalidArgumentError(f"document {position} is empty")
+            raise InvalidArgumentError(f"document {position} is empty", field=f"documents[{position - 1}]")
         # A character takes at most 4 bytes: encode only what could be too long.
         if len(text) * 4 > settings.max_document_bytes and len(text.encode()) > settings.max_document_bytes:
-            raise InvalidArgumentError(f"document {position} is larger than {settings.max_document_bytes} bytes")
+            raise InvalidArgumentError(
+                f"document {position} is larger than {settings.max_document_bytes} bytes",
+                field=f"documents[{position - 1}]",
+            )

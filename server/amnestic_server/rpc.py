@@ -1,18 +1,9 @@
-"""The gRPC services. A method converts, calls, converts; errors become status codes in one place.
+"""The native gRPC services. A method converts, calls, converts; `calls` measures it and answers its errors."""
 
-This is the only module that knows protobuf messages.
-"""
-
-import asyncio
-import logging
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import asdict, replace
-from functools import wraps
-from typing import Any, NoReturn, TypeVar
+from typing import Any
 
-import grpc
-import grpc.aio
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -20,8 +11,9 @@ from amnestic.v1 import prediction_pb2 as prediction
 from amnestic.v1 import prediction_pb2_grpc, unlearning_pb2_grpc
 from amnestic.v1 import unlearning_pb2 as unlearning
 from amnestic_server.bundle import Bundle
+from amnestic_server.calls import Context, streaming, unary
 from amnestic_server.engine import Engine
-from amnestic_server.errors import AmnesticError, InvalidArgumentError
+from amnestic_server.errors import InvalidArgumentError
 from amnestic_server.jobs import Jobs, JobView
 from amnestic_server.metrics import Metrics
 from amnestic_server.prediction import DocumentScores, Predictor
@@ -33,88 +25,9 @@ from amnestic_server.versions import Versions
 from amnestic_unlearn.manifest import ENCODER_ONNX, Manifest
 from amnestic_unlearn.spec import DEFAULT_PRESET, GateLimits, method_of
 
-log = logging.getLogger(__name__)
-
 DEFAULT_JOB_LIMIT = 100
 MAX_JOB_LIMIT = 10_000
 MAX_REASON_CHARACTERS = 2_000
-
-Context = grpc.aio.ServicerContext[Any, Any]
-Q = TypeVar("Q")
-A = TypeVar("A")
-S = TypeVar("S")
-
-
-async def _abort(context: Context, error: Exception) -> NoReturn:
-    """Answer with an error's status code and its fixed text; anything unforeseen says nothing of itself."""
-    if isinstance(error, AmnesticError):
-        await context.abort(grpc.StatusCode[error.status], str(error))
-    log.error("unforeseen %s", type(error).__name__, exc_info=error.with_traceback(error.__traceback__))
-    await context.abort(grpc.StatusCode.INTERNAL, "internal error")
-
-
-class _Measured:
-    """Counts and times one call, whichever way it ends."""
-
-    def __init__(self, metrics: Metrics, method: str) -> None:
-        self._metrics = metrics
-        self._method = method
-        self._started = time.perf_counter()
-
-    def end(self, error: BaseException | None = None) -> None:
-        match error:
-            case None:
-                code = "OK"
-            case AmnesticError():
-                code = error.status
-            case asyncio.CancelledError():
-                code = "CANCELLED"
-            case _:
-                code = "INTERNAL"
-        self._metrics.requests.labels(self._method, code).inc()
-        self._metrics.request_seconds.labels(self._method, code).observe(time.perf_counter() - self._started)
-
-
-def unary(
-    method: Callable[[S, Q, Context], Awaitable[A]],
-) -> Callable[[S, Q, Context], Awaitable[A]]:
-    """Measure a unary method, and turn its errors into status codes."""
-
-    @wraps(method)
-    async def call(self: Any, request: Q, context: Context) -> A:
-        measured = _Measured(self.metrics, method.__name__)
-        try:
-            answer = await method(self, request, context)
-        except BaseException as error:
-            measured.end(error)
-            if isinstance(error, Exception):
-                await _abort(context, error)
-            raise
-        measured.end()
-        return answer
-
-    return call
-
-
-def streaming(
-    method: Callable[[S, Q, Context], AsyncIterator[A]],
-) -> Callable[[S, Q, Context], AsyncIterator[A]]:
-    """The same for a method that answers with a stream."""
-
-    @wraps(method)
-    async def call(self: Any, request: Q, context: Context) -> AsyncIterator[A]:
-        measured = _Measured(self.metrics, method.__name__)
-        try:
-            async for answer in method(self, request, context):
-                yield answer
-        except BaseException as error:
-            measured.end(error)
-            if isinstance(error, Exception):
-                await _abort(context, error)
-            raise
-        measured.end()
-
-    return call
 
 
 class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):
