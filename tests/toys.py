@@ -4,9 +4,11 @@ Every label has key words of its own among filler words that all documents share
 apart, and forgetting one of them has something to forget.
 """
 
+import copy
 import json
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from transformers import (
 from amnestic_unlearn import corpus as corpora
 from amnestic_unlearn.checkpoint import learn_tokenizer, transformers_silent
 from amnestic_unlearn.corpus import Document
+from amnestic_unlearn.twin import Twin
 
 KEYWORDS = {
     "alpha": ("angina", "aorta", "murmur", "palpitations", "stent", "troponin"),
@@ -166,6 +169,17 @@ def toy_model(architecture: str, vocab_size: int, **settings: Any) -> Any:
     if architecture == "roberta":
         return RobertaForSequenceClassification(RobertaConfig(**{**labels, **shape, **settings})).eval()
     return BertForSequenceClassification(BertConfig(**{**labels, **shape, **settings})).eval()
+
+
+def in_float64(model: Twin) -> Twin:
+    """The same model with weights in double precision, for comparisons to many digits."""
+    return replace(
+        model,
+        encoder=copy.deepcopy(model.encoder).double(),
+        table=model.table.double(),
+        head_weight=model.head_weight.double(),
+        head_bias=model.head_bias.double(),
+    )
 
 
 def _train(model: Any, tokenizer: Any, documents: Sequence[Document], epochs: int = 12) -> None:

@@ -11,7 +11,7 @@ from toys import LABELS, toy_checkpoint
 
 from amnestic_unlearn import corpus, measures, twin
 from amnestic_unlearn.bench import assess as module
-from amnestic_unlearn.bench.assess import ABSENT, Answers, Bypass, answers, assess, bypassed, hold, refer
+from amnestic_unlearn.bench.assess import Answers, Bypass, answers, assess, bypassed, hold, refer
 from amnestic_unlearn.forgetting import Outcome
 from amnestic_unlearn.manifest import Manifest
 from amnestic_unlearn.selection import select
@@ -78,19 +78,6 @@ def test_answers_are_the_outcomes_in_one_pass(model, held, original):
     assert original.features == pytest.approx(expected.features(held.tokens).numpy())
     assert original.logits == pytest.approx(expected.logits(held.tokens).numpy(), abs=1e-6)
     assert original.logits.shape == held.truth.shape and original.logits.dtype == np.float32
-
-
-def test_a_label_that_a_model_was_trained_without_is_never_decided(model, held, original):
-    kept = [column for column in range(len(LABELS)) if column != TARGET]
-    manifest = dataclasses.replace(model.manifest, labels=tuple(model.manifest.labels[column] for column in kept))
-    less = outcome(
-        dataclasses.replace(model, manifest=manifest),
-        head_weight=model.head_weight[kept],
-        head_bias=model.head_bias[kept],
-    )
-    found = answers(less, held)
-    assert (found.logits[:, TARGET] == ABSENT).all()
-    assert found.logits[:, kept] == pytest.approx(original.logits[:, kept], abs=1e-6)
 
 
 def test_the_table_names_every_key_and_no_other(original, reference, held, edited):

@@ -1,6 +1,5 @@
 """STEU against a second implementation: plain loops for the losses, the whole Hugging Face model for training."""
 
-import copy
 import dataclasses
 import math
 from types import SimpleNamespace
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from toys import in_float64
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from amnestic_unlearn import corpus, steu, twin
@@ -122,16 +122,6 @@ def test_training_is_that_of_the_whole_model_with_all_else_held(model, reference
     assert any(edited & set(document.tolist()) for document in data.batch(data.retain))
     # The embedding rows moved by far more than the tolerance, so the comparison means something.
     assert (result.weights.rows - model.table[result.weights.row_ids]).abs().max() > 1e-2
-
-
-def in_float64(model):
-    return dataclasses.replace(
-        model,
-        encoder=copy.deepcopy(model.encoder).double(),
-        table=model.table.double(),
-        head_weight=model.head_weight.double(),
-        head_bias=model.head_bias.double(),
-    )
 
 
 def train_reference(reference, data, method, row_ids, base):

@@ -60,7 +60,9 @@ def rewrite(
     edited = frozenset(int(token) for token in edited_ids)
     # What the tokenizer does not know would say nothing to the model either.
     special = {index for index, token in reader.get_added_tokens_decoder().items() if token.special}
-    writer = _Writer(reader, edited, edited | special, read_lexicon() if lexicon is None else lexicon, seed)
+    terms = read_lexicon() if lexicon is None else lexicon
+    longest = max((term.count(" ") + 1 for term in terms), default=1)
+    writer = _Writer(reader, edited, edited | special, terms, longest, seed)
     rewritten = tuple(writer.rewrite(text) for text in texts)
     return Rewritten(rewritten, writer.count(texts), writer.count(rewritten))
 
@@ -94,14 +96,11 @@ class _Writer:
     edited: frozenset[int]
     avoid: frozenset[int]
     lexicon: Lexicon
+    # Words in the longest term.
+    longest: int
     seed: int
     # Misspellings found so far, by what stands before the word and the word.
     misspelt: dict[tuple[str, str], str | None] = field(default_factory=dict)
-
-    @property
-    def longest(self) -> int:
-        """Words in the longest term."""
-        return max((term.count(" ") + 1 for term in self.lexicon), default=1)
 
     def count(self, texts: Sequence[str]) -> NDArray[np.int64]:
         encodings = self.reader.encode_batch(list(texts))

@@ -1,13 +1,12 @@
 """The toy classifier and data that every baseline is tried on."""
 
-import copy
-import dataclasses
 import hashlib
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from toys import in_float64
 
 from amnestic_unlearn import corpus, measures, twin
 from amnestic_unlearn.forgetting import TrainingData
@@ -23,14 +22,7 @@ def model(bundle):
 
 @pytest.fixture(scope="module")
 def exact(model):
-    """The model in float64."""
-    return dataclasses.replace(
-        model,
-        encoder=copy.deepcopy(model.encoder).double(),
-        table=model.table.double(),
-        head_weight=model.head_weight.double(),
-        head_bias=model.head_bias.double(),
-    )
+    return in_float64(model)
 
 
 @pytest.fixture(scope="module")

@@ -53,8 +53,6 @@ from amnestic_unlearn.probe import PENALTIES, assign_folds, cross_fitted, probe_
 from amnestic_unlearn.selection import Tokens
 from amnestic_unlearn.twin import Twin
 
-# The logit of a label that a model was trained without: it never decides for it.
-ABSENT = -30.0
 NAN = float("nan")
 
 RETAINED = (
@@ -157,9 +155,9 @@ def answers(outcome: Outcome, held: Held, target: int | None = None) -> Answers:
     For a target it needs the probe and test split, and of the train split the documents with the label.
     """
     if target is None:
-        return _answer(outcome, held.tokens, held.labels)
+        return _answer(outcome, held.tokens)
     needed = asked(held, target)
-    some = _answer(outcome, list(compress(held.tokens, needed)), held.labels)
+    some = _answer(outcome, list(compress(held.tokens, needed)))
     tables = []
     for part in (some.features, some.logits):
         table = np.full((len(needed), part.shape[1]), NAN, dtype=part.dtype)
@@ -177,7 +175,7 @@ def bypassed(outcome: Outcome, held: Held, target: int, edited_ids: NDArray[np.i
     """Rewrite the test documents with the label so that they avoid the edited tokens, and have them answered."""
     texts = list(compress(held.texts, held.at("test") & held.truth[:, target]))
     rewritten = lexical.rewrite(texts, outcome.twin.tokenizer, edited_ids, seed)
-    return Bypass(_answer(outcome, outcome.twin.tokenize(rewritten.texts), held.labels), rewritten.avoided)
+    return Bypass(_answer(outcome, outcome.twin.tokenize(rewritten.texts)), rewritten.avoided)
 
 
 def refer(original: Answers, retrained: Answers, held: Held, target: int, seed: int = 0) -> Reference:
@@ -208,13 +206,10 @@ def assess(
     }
 
 
-def _answer(outcome: Outcome, documents: Sequence[Tokens], labels: tuple[str, ...]) -> Answers:
-    known = [labels.index(label) for label in outcome.twin.manifest.labels]
-    logits = np.full((len(documents), len(labels)), ABSENT, dtype=np.float32)
-    features = outcome.features(documents)
-    weights = outcome.weights
-    logits[:, known] = functional.linear(features, weights.head_weight, weights.head_bias).numpy()
-    return Answers(features.numpy(), logits)
+def _answer(outcome: Outcome, documents: Sequence[Tokens]) -> Answers:
+    features, weights = outcome.features(documents), outcome.weights
+    logits = functional.linear(features, weights.head_weight, weights.head_bias)
+    return Answers(features.numpy(), logits.numpy())
 
 
 def _forgotten(candidate: Answers, reference: Reference, held: Held) -> dict[str, float]:
