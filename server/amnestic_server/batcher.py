@@ -46,7 +46,10 @@ class Answer:
 
 @dataclass(slots=True)
 class Timings:
-    """Where a call's time went, in seconds; filled on its way and read once, at its end."""
+    """Where a call's time went, in seconds; filled on its way and read once, at its end.
+
+    `engine` is the last pass that it was in, `queue` the time from its tokens to that pass: they add up to the whole.
+    """
 
     tokenizer: float = 0.0
     queue: float = 0.0
@@ -372,8 +375,10 @@ class Batcher:
 def _deliver(batch: list[Row], output: Output, started: float, seconds: float) -> None:
     for position, row in enumerate(batch):
         timings = row.call.timings
-        timings.engine = max(timings.engine, seconds)
-        timings.queue = max(timings.queue, started - row.call.admitted_at - timings.tokenizer)
+        waited = started - row.call.admitted_at - timings.tokenizer
+        # Passes may be delivered out of order.
+        if waited >= timings.queue:
+            timings.queue, timings.engine = waited, seconds
         row.call.finish(
             row.index,
             Answer(output.logits[position], output.features[position], row.length, row.encoded.truncated),

@@ -66,10 +66,9 @@ def perf_analyzer(triton, server, tmp_path_factory):
         report = folder / "report.csv"
         # Any spread counts as stable: what is tested is that it measures, not this machine.
         quick = ("--measurement-interval", "500", "--stability-percentage", "999", "--max-trials", "4")
-        source = ("--input-data", str(folder / "texts.json"))
+        files = ("--input-data", str(folder / "texts.json"), "-f", str(report), "--verbose-csv")
         done = subprocess.run(
-            [BIN / "perf_analyzer", "-m", model(server), "-u", server.target, "-i", "grpc", *source, *quick, *flags]
-            + ["-f", str(report), "--verbose-csv"],
+            [BIN / "perf_analyzer", "-m", model(server), "-u", server.target, "-i", "grpc", *files, *quick, *flags],
             capture_output=True,
             text=True,
             timeout=60,
@@ -100,7 +99,7 @@ def texts_file(texts, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def native(server, texts):
-    """What the native service answers of all texts in one call: probabilities as bytes in hexadecimal, and decisions."""
+    """What the native service answers of all texts in one call, as the script tells tensors."""
     predictions = server.client.predict(texts, include_features=True).predictions
     probabilities = np.array([[score.probability for score in one.scores] for one in predictions], np.float32)
     decisions = np.array([[score.decision for score in one.scores] for one in predictions])

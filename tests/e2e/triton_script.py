@@ -1,7 +1,8 @@
-"""Triton's own client against a server: `triton_script.py WHAT [TARGET MODEL TEXTS]`, run by the interpreter that has it.
+"""Triton's own client against a server: `triton_script.py WHAT [TARGET MODEL TEXTS]`.
 
-Prints one JSON object. `descriptors`: what Triton's stubs declare. `sync`, `aio`, `stream`: what the server answers to
-the texts, a JSON list of strings in a file. It knows nothing of ours; a tensor is told by the hexadecimal of its bytes.
+Run by the interpreter that has that client; it knows nothing of ours. Prints one JSON object. `descriptors`: what
+Triton's stubs declare. `sync`, `aio`, `stream`: what the server answers to the texts, a JSON list of strings in a file;
+a tensor is told by the hexadecimal of its bytes.
 """
 
 import asyncio
