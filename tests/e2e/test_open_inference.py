@@ -1,5 +1,8 @@
 """The Open Inference Protocol beside the native service on one port: the same answers, whatever the form."""
 
+import signal
+import threading
+
 import grpc
 import numpy as np
 import pytest
@@ -244,4 +247,29 @@ def test_every_call_is_counted_under_its_own_method(server, ask, texts):
     ask(texts[:1])
     assert server.metric("amnestic_requests_total", method="ModelInfer", code="OK") == before + 1
     assert server.metric("amnestic_requests_total", method="Predict", code="OK") == native
+    assert "Traceback" not in server.log
+
+
+def test_sigterm_answers_an_open_stream_and_ends_it(server, stub, texts, manifest):
+    """The last of the file."""
+
+    def requests():
+        for text in texts:
+            contents = oip.InferTensorContents(bytes_contents=[text.encode()])
+            tensor = oip.ModelInferRequest.InferInputTensor(name="text", datatype="BYTES", shape=[1], contents=contents)
+            yield oip.ModelInferRequest(model_name=manifest.name, inputs=[tensor])
+        # The stream stays open until the server ends it.
+        ended.wait(20)
+
+    ended = threading.Event()
+    stream = stub.ModelStreamInfer(requests(), timeout=20)
+    answers = [next(stream) for _ in texts]
+    assert not any(answer.error_message for answer in answers)
+    server.send(signal.SIGTERM)
+    with pytest.raises(grpc.RpcError) as failure:
+        next(stream)
+    ended.set()
+    assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert failure.value.details() == "the server is shutting down"
+    assert server.wait() == 0
     assert "Traceback" not in server.log

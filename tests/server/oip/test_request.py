@@ -190,34 +190,57 @@ def test_versions():
     assert [version_number(version, "") for version in ("", "1", "007", "9" * 18)] == [0, 1, 7, int("9" * 18)]
 
 
-names = st.sampled_from(["text", "probabilities", SECRET, ""])
-parameters = st.dictionaries(
-    st.sampled_from(["timeout", "classification", "shared_memory_region", "x"]),
-    st.sampled_from([1, -1, 2**62, SECRET, True, 0.5]).map(parameter) | st.just(oip.InferParameter()),
-    max_size=2,
+def mostly(usual, *others):
+    """The usual in about four of five draws, so that a request gets past its first check."""
+    return st.integers(0, 4).flatmap(lambda draw: usual if draw else st.one_of(*others))
+
+
+names = mostly(st.just("text"), st.sampled_from(["probabilities", SECRET, ""]))
+parameters = mostly(
+    st.just({}),
+    st.dictionaries(
+        st.sampled_from(["timeout", "classification", "shared_memory_region", "x"]),
+        st.sampled_from([1, -1, 2**62, SECRET, True, 0.5]).map(parameter) | st.just(oip.InferParameter()),
+        max_size=2,
+    ),
 )
-texts = st.lists(st.just(SECRET.encode()) | st.binary(max_size=6), max_size=3)
-inputs = st.builds(
-    Input,
-    name=names,
-    datatype=st.sampled_from(["BYTES", "BYTES", "FP32", ""]),
-    shape=st.lists(st.sampled_from([0, 1, 2, 3, 9, -1, 2**63 - 1]), max_size=3),
-    parameters=parameters,
-    contents=st.none()
-    | st.builds(oip.InferTensorContents, bytes_contents=texts)
-    | st.builds(oip.InferTensorContents, fp32_contents=st.just([1.0])),
-)
-requests = st.builds(
-    oip.ModelInferRequest,
-    parameters=parameters,
-    inputs=st.lists(inputs, max_size=2),
-    outputs=st.lists(st.builds(Requested, name=names, parameters=parameters), max_size=2),
-    raw_input_contents=st.lists(texts.map(join_bytes) | st.binary(max_size=12), max_size=2),
-)
+outputs = st.builds(Requested, name=mostly(st.sampled_from(sorted(OUTPUTS)), st.just(SECRET)), parameters=parameters)
+elements = st.just(SECRET.encode()) | st.binary(max_size=6)
+
+
+@st.composite
+def requests(draw):
+    """Near enough to a good request that any one thing may be wrong with it, or several."""
+    texts = draw(st.lists(elements, max_size=3))
+    shape = draw(
+        mostly(st.sampled_from([[len(texts)], [len(texts), 1]]), st.lists(st.sampled_from([0, 1, 9, -1, 2**62])))
+    )
+    raw = draw(mostly(st.just(join_bytes(texts)), st.binary(max_size=12), st.just(join_bytes(texts)[:-1])))
+    contents = draw(
+        mostly(
+            st.just(oip.InferTensorContents(bytes_contents=texts)),
+            st.just(oip.InferTensorContents(fp32_contents=[1.0])),
+        )
+    )
+    both = st.just((True, True)) | st.just((False, False))
+    has_raw, has_contents = draw(mostly(st.sampled_from([(True, False), (False, True)]), both))
+    tensor = Input(
+        name=draw(names),
+        datatype=draw(mostly(st.just("BYTES"), st.sampled_from(["FP32", ""]))),
+        shape=shape,
+        parameters=draw(parameters),
+        contents=contents if has_contents else None,
+    )
+    return oip.ModelInferRequest(
+        parameters=draw(parameters),
+        inputs=draw(mostly(st.just([tensor]), st.sampled_from([[], [tensor, tensor]]))),
+        outputs=draw(st.lists(outputs, max_size=2)),
+        raw_input_contents=[raw] if has_raw else [],
+    )
 
 
 @settings(max_examples=500, deadline=None)
-@given(requests)
+@given(requests())
 def test_whatever_is_sent_is_read_or_refused(request):
     try:
         found = asked(request)
