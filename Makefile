@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TRITON := .venv-triton
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint proto proto-check bench clean
+.PHONY: help demo test triton check lint proto proto-check bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -16,11 +17,19 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,dev]'
 	@touch $@
 
+$(TRITON)/.installed: tests/e2e/triton-requirements.txt
+	$(PYTHON) -m venv $(TRITON)
+	$(TRITON)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
 demo: $(STAMP) ## train, serve, forget a class while serving
 	$(BIN)/amnestic demo
 
 test: $(STAMP) ## run the tests
+	@$(MAKE) --no-print-directory triton || echo "no Triton client could be installed: its tests are skipped"
 	$(BIN)/python -m pytest
+
+triton: $(TRITON)/.installed ## set up Triton's client and perf_analyzer for the tests
 
 check: $(STAMP) lint proto-check test ## everything that must be green
 
@@ -41,4 +50,4 @@ bench: $(STAMP) ## measure serving beside its ceiling, and forgetting beside ret
 	$(BIN)/amnestic bench unlearn --quick
 
 clean: ## remove what was built
-	rm -rf $(VENV) build dist out
+	rm -rf $(VENV) $(TRITON) build dist out

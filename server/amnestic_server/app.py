@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 from prometheus_client import start_http_server
 
+from amnestic.oip import open_inference_pb2, open_inference_pb2_grpc
 from amnestic.v1 import prediction_pb2, prediction_pb2_grpc, unlearning_pb2, unlearning_pb2_grpc
 from amnestic_server import bundle as bundles
 from amnestic_server.batcher import Batcher, BatchStats
@@ -20,8 +21,10 @@ from amnestic_server.bundle import Bundle
 from amnestic_server.engine import Engine, limit_library_threads
 from amnestic_server.errors import StartError
 from amnestic_server.evaluation import Evaluator, GateDocuments
+from amnestic_server.inference_stats import InferenceStats
 from amnestic_server.jobs import Jobs, LabelCounts
 from amnestic_server.metrics import Metrics
+from amnestic_server.oip.service import InferenceService
 from amnestic_server.prediction import Predictor
 from amnestic_server.rpc import PredictionService, UnlearningService
 from amnestic_server.settings import Settings, available_cpus
@@ -39,6 +42,7 @@ SERVICES = (
     "",
     prediction_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name,
     unlearning_pb2.DESCRIPTOR.services_by_name["UnlearningService"].full_name,
+    open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
 )
 READY_LINE = "ready: grpc={grpc} metrics={metrics} version={version} provider={provider}"
 
@@ -67,6 +71,7 @@ async def serve(settings: Settings) -> None:
         _show_model(metrics, bundle, engine)
 
         tokenizer = DocumentTokenizer(bundle.tokenizer, bundle.manifest.max_tokens)
+        stats = InferenceStats()
         batcher = Batcher(
             engine,
             tokenizer,
@@ -74,7 +79,7 @@ async def serve(settings: Settings) -> None:
             max_padding=settings.max_padding,
             max_requests=settings.max_concurrent_requests,
             max_queue_tokens=settings.max_queue_tokens,
-            on_batch=_batch_observer(metrics),
+            on_batch=_batch_observer(metrics, stats),
         )
         stack.callback(batcher.close)
         metrics.watch_queue(lambda: batcher.queue_rows, lambda: batcher.queue_tokens, lambda: batcher.open_documents)
@@ -92,11 +97,14 @@ async def serve(settings: Settings) -> None:
             settings=settings,
             metrics=metrics,
         )
-        predictor = Predictor(batcher, bundle.manifest, settings, metrics)
+        predictor = Predictor(batcher, bundle.manifest, settings, metrics, stats)
         prediction_pb2_grpc.add_PredictionServiceServicer_to_server(
             PredictionService(predictor, snapshots, bundle, engine, settings, metrics), server
         )
         unlearning_pb2_grpc.add_UnlearningServiceServicer_to_server(UnlearningService(jobs, versions, metrics), server)
+        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
+            InferenceService(predictor, snapshots, versions, stats, bundle, engine, settings, metrics), server
+        )
         health_service = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
 
@@ -211,12 +219,13 @@ def _show_model(metrics: Metrics, bundle: Bundle, engine: Engine) -> None:
     log.info("%s (%s, %s) on %s", manifest.name, manifest.architecture, manifest.precision, engine.provider)
 
 
-def _batch_observer(metrics: Metrics) -> Callable[[BatchStats], None]:
-    def observe(stats: BatchStats) -> None:
-        metrics.batch_rows.observe(stats.rows)
-        metrics.batch_tokens.observe(stats.padded_tokens)
-        metrics.tokens.inc(stats.tokens)
-        metrics.padding_tokens.inc(stats.padded_tokens - stats.tokens)
+def _batch_observer(metrics: Metrics, stats: InferenceStats) -> Callable[[BatchStats], None]:
+    def observe(batch: BatchStats) -> None:
+        metrics.batch_rows.observe(batch.rows)
+        metrics.batch_tokens.observe(batch.padded_tokens)
+        metrics.tokens.inc(batch.tokens)
+        metrics.padding_tokens.inc(batch.padded_tokens - batch.tokens)
+        stats.executed(batch)
 
     return observe
 

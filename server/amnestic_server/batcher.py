@@ -13,10 +13,11 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +46,10 @@ class Answer:
 
 @dataclass(slots=True)
 class Timings:
-    """Where a call's time went, in seconds; filled on its way and read once, at its end."""
+    """Where a call's time went, in seconds; filled on its way and read once, at its end.
+
+    `engine` is the last pass that it was in, `queue` the time from its tokens to that pass: they add up to the whole.
+    """
 
     tokenizer: float = 0.0
     queue: float = 0.0
@@ -104,12 +108,30 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class BatchStats:
-    """What one batch was: rows, padded tokens, real tokens, seconds in the engine."""
+    """What one batch was: rows, padded tokens, real tokens, seconds to prepare it and in the engine.
+
+    `versions` are the rows of each version in it; `background` if they were of gates or measurements.
+    """
 
     rows: int
     padded_tokens: int
     tokens: int
+    prepare_seconds: float
     seconds: float
+    versions: Mapping[int, int]
+    background: bool
+
+    @classmethod
+    def of(cls, batch: Sequence[Row], prepare_seconds: float, seconds: float) -> Self:
+        return cls(
+            rows=len(batch),
+            padded_tokens=len(batch) * max(row.length for row in batch),
+            tokens=sum(row.length for row in batch),
+            prepare_seconds=prepare_seconds,
+            seconds=seconds,
+            versions=Counter(row.snapshot.version for row in batch),
+            background=batch[0].call.background,
+        )
 
 
 class Batcher:
@@ -269,10 +291,12 @@ class Batcher:
             self._notify_worker()
 
     def _run_batch(self, batch: list[Row]) -> None:
+        begun = time.monotonic()
         try:
             prepared = self._engine.prepare(batch)
         except Exception:
             prepared = None
+        prepare_seconds = time.monotonic() - begun
         with self._engine_lock:
             started = time.monotonic()
             output = self._run(prepared)
@@ -284,14 +308,7 @@ class Batcher:
             self._run_one_by_one(batch)
             return
         # Observed before it is delivered: who has an answer finds it counted.
-        self._on_batch(
-            BatchStats(
-                rows=len(batch),
-                padded_tokens=len(batch) * max(row.length for row in batch),
-                tokens=sum(row.length for row in batch),
-                seconds=seconds,
-            )
-        )
+        self._on_batch(BatchStats.of(batch, prepare_seconds, seconds))
         self._post(_deliver, batch, output, started, seconds)
 
     def _take(self) -> list[Row]:
@@ -337,13 +354,16 @@ class Batcher:
         for row in batch:
             try:
                 with self._engine_lock:
+                    begun = time.monotonic()
+                    prepared = self._engine.prepare([row])
                     started = time.monotonic()
-                    output = self._engine.run(self._engine.prepare([row]))
+                    output = self._engine.run(prepared)
                     seconds = time.monotonic() - started
             except Exception as error:
                 log.error("the engine failed on a row of %d tokens: %s", row.length, type(error).__name__)
                 self._post(row.call.fail, EngineError())
             else:
+                self._on_batch(BatchStats.of([row], started - begun, seconds))
                 self._post(_deliver, [row], output, started, seconds)
 
     def _post(self, function: Callable[..., None], *args: object) -> None:
@@ -355,8 +375,10 @@ class Batcher:
 def _deliver(batch: list[Row], output: Output, started: float, seconds: float) -> None:
     for position, row in enumerate(batch):
         timings = row.call.timings
-        timings.engine = max(timings.engine, seconds)
-        timings.queue = max(timings.queue, started - row.call.admitted_at - timings.tokenizer)
+        waited = started - row.call.admitted_at - timings.tokenizer
+        # Passes may be delivered out of order.
+        if waited >= timings.queue:
+            timings.queue, timings.engine = waited, seconds
         row.call.finish(
             row.index,
             Answer(output.logits[position], output.features[position], row.length, row.encoded.truncated),

@@ -4,8 +4,9 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from functools import wraps
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 import grpc
 import grpc.aio
@@ -21,12 +22,25 @@ A = TypeVar("A")
 S = TypeVar("S")
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What a caller is told of an error: its status code by name and its fixed text."""
+
+    status: str
+    text: str
+
+    @classmethod
+    def of(cls, error: Exception) -> Self:
+        """Anything unforeseen says nothing of itself."""
+        if isinstance(error, AmnesticError):
+            return cls(error.status, str(error))
+        log.error("unforeseen %s", type(error).__name__, exc_info=error.with_traceback(error.__traceback__))
+        return cls("INTERNAL", "internal error")
+
+
 async def _abort(context: Context, error: Exception) -> NoReturn:
-    """Answer with an error's status code and its fixed text; anything unforeseen says nothing of itself."""
-    if isinstance(error, AmnesticError):
-        await context.abort(grpc.StatusCode[error.status], str(error))
-    log.error("unforeseen %s", type(error).__name__, exc_info=error.with_traceback(error.__traceback__))
-    await context.abort(grpc.StatusCode.INTERNAL, "internal error")
+    failure = Failure.of(error)
+    await context.abort(grpc.StatusCode[failure.status], failure.text)
 
 
 class _Measured:
@@ -91,3 +105,17 @@ def streaming(
         measured.end()
 
     return call
+
+
+async def within_stream(metrics: Metrics, method: str, answer: Awaitable[A]) -> A | Failure:
+    """The same for one request of a stream: its error is returned, for the stream goes on."""
+    measured = _Measured(metrics, method)
+    try:
+        answered = await answer
+    except BaseException as error:
+        measured.end(error)
+        if isinstance(error, Exception):
+            return Failure.of(error)
+        raise
+    measured.end()
+    return answered

@@ -1,5 +1,6 @@
 """A prediction from checked texts to scores: validation, the batcher, thresholds. Knows nothing of gRPC."""
 
+import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from amnestic_server.batcher import Batcher
+from amnestic_server.batcher import Answer, Batcher, Timings
 from amnestic_server.errors import DrainingError, InvalidArgumentError
+from amnestic_server.inference_stats import InferenceStats
 from amnestic_server.metrics import Metrics
 from amnestic_server.settings import Settings
 from amnestic_server.snapshot import Snapshot
@@ -31,43 +33,62 @@ class DocumentScores:
 
 
 class Predictor:
-    """Answers documents with one snapshot, until it is told to drain."""
+    """Answers documents with one snapshot, until it is told to drain; `draining` is set from then on."""
 
-    def __init__(self, batcher: Batcher, manifest: Manifest, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, batcher: Batcher, manifest: Manifest, settings: Settings, metrics: Metrics, stats: InferenceStats
+    ) -> None:
+        self.draining = asyncio.Event()
         self._batcher = batcher
         self._thresholds = np.array(manifest.thresholds)
         self._problem_type = manifest.problem_type
         self._settings = settings
         self._metrics = metrics
         self._stages = {stage: metrics.stage_seconds.labels(stage) for stage in ("tokenizer", "queue", "engine")}
-        self._draining = False
+        self._stats = stats
 
     def drain(self) -> None:
         """Refuse new documents from now on."""
-        self._draining = True
+        self.draining.set()
 
     async def predict(
         self, texts: Sequence[str], snapshot: Snapshot, seconds_left: float | None
     ) -> list[DocumentScores]:
         """One answer a text, in order; raises an AmnesticError."""
-        if self._draining:
-            raise DrainingError
-        check_texts(texts, self._settings)
-        deadline = float("inf") if seconds_left is None else time.monotonic() + seconds_left
-        answers, timings = await self._batcher.submit(texts, snapshot, deadline)
-        logits = np.stack([answer.logits for answer in answers])
-        probabilities = measures.probabilities(logits, self._problem_type)
-        decisions = measures.decide(logits, self._thresholds, self._problem_type)
-        rows = zip(answers, probabilities.tolist(), decisions.tolist(), strict=True)
-        scores = [
-            DocumentScores(probability, decision, answer.tokens, answer.truncated, answer.features)
-            for answer, probability, decision in rows
-        ]
+        started = time.monotonic()
+        try:
+            answers, timings = await self._answers(texts, snapshot, seconds_left)
+        except BaseException:
+            self._stats.failed(snapshot.version, time.monotonic() - started)
+            raise
+        answered = time.monotonic()
+        scores = self._scores(answers)
+        ended = time.monotonic()
+        self._stats.succeeded(snapshot.version, len(texts), timings, ended - answered, ended - started)
         for stage, histogram in self._stages.items():
             histogram.observe(getattr(timings, stage))
         self._metrics.documents.inc(len(texts))
         self._metrics.truncated.inc(sum(score.truncated for score in scores))
         return scores
+
+    async def _answers(
+        self, texts: Sequence[str], snapshot: Snapshot, seconds_left: float | None
+    ) -> tuple[list[Answer], Timings]:
+        if self.draining.is_set():
+            raise DrainingError
+        check_texts(texts, self._settings)
+        deadline = float("inf") if seconds_left is None else time.monotonic() + seconds_left
+        return await self._batcher.submit(texts, snapshot, deadline)
+
+    def _scores(self, answers: Sequence[Answer]) -> list[DocumentScores]:
+        logits = np.stack([answer.logits for answer in answers])
+        probabilities = measures.probabilities(logits, self._problem_type)
+        decisions = measures.decide(logits, self._thresholds, self._problem_type)
+        rows = zip(answers, probabilities.tolist(), decisions.tolist(), strict=True)
+        return [
+            DocumentScores(probability, decision, answer.tokens, answer.truncated, answer.features)
+            for answer, probability, decision in rows
+        ]
 
 
 def check_texts(texts: Sequence[str], settings: Settings) -> None:

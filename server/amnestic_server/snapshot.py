@@ -99,6 +99,11 @@ class Snapshots:
     def active(self) -> Snapshot:
         return self._active
 
+    @property
+    def versions(self) -> list[int]:
+        """Every version that can answer, in order."""
+        return sorted(self._versions)
+
     def add(self, snapshot: Snapshot) -> None:
         """Make a version known, so that calls may ask for it; it isn't active by that."""
         self._versions[snapshot.version] = snapshot

@@ -25,7 +25,12 @@ from amnestic_unlearn import corpus as corpora
 from amnestic_unlearn.corpus import Document
 from amnestic_unlearn.manifest import MANIFEST, file_digest
 
-SERVICES = ("", "amnestic.v1.PredictionService", "amnestic.v1.UnlearningService")
+SERVICES = (
+    "",
+    "amnestic.v1.PredictionService",
+    "amnestic.v1.UnlearningService",
+    "inference.GRPCInferenceService",
+)
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 

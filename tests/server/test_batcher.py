@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from amnestic_server.engine import Output
 from amnestic_server.errors import DeadlineError, EngineError, QueueFullError
 from amnestic_server.tokenizer import Encoded
 
-SNAPSHOT: Any = object()
+SNAPSHOT: Any = SimpleNamespace(version=1)
 POISON = "poison"
 
 
@@ -166,7 +167,8 @@ async def test_a_call_past_its_deadline_is_not_even_tokenized_into_the_queue() -
 
 async def test_a_bad_row_fails_alone() -> None:
     engine = ScriptedEngine()
-    async with running(engine) as batcher:
+    seen: list[BatchStats] = []
+    async with running(engine, on_batch=seen.append) as batcher:
         held = await hold(engine, batcher)
         good = [submit(batcher, "fine12") for _ in range(4)]
         bad = submit(batcher, POISON)
@@ -177,6 +179,8 @@ async def test_a_bad_row_fails_alone() -> None:
             await bad
         await held
         assert await submit(batcher, "after") == [value("after")]
+    # The batch that failed is not counted, its good rows by themselves are.
+    assert [stats.rows for stats in seen] == [1] * 6
 
 
 async def test_a_text_that_cannot_be_tokenized_fails_alone() -> None:
@@ -258,6 +262,27 @@ async def test_batches_are_observed_with_their_padding() -> None:
         engine.gate.set()
         await asyncio.gather(held, *tasks)
     assert [(stats.rows, stats.tokens, stats.padded_tokens) for stats in seen] == [(1, 4, 4), (2, 7, 8)]
+    assert not any(stats.background for stats in seen)
+
+
+async def test_batches_are_observed_by_version_and_those_of_the_background_as_such() -> None:
+    engine = ScriptedEngine()
+    seen: list[BatchStats] = []
+    other: Any = SimpleNamespace(version=2)
+    async with running(engine, on_batch=seen.append) as batcher:
+        held = await hold(engine, batcher)
+        tasks = [submit(batcher, "abcd"), submit(batcher, "abcd")]
+        tasks.append(asyncio.create_task(batcher.submit(["abcd"], other, float("inf"))))  # type: ignore[arg-type]
+        await until(lambda: batcher.queue_rows == 3)
+        engine.gate.set()
+        await asyncio.gather(held, *tasks)
+        await batcher.submit_encoded(CharacterTokenizer().encode(["background"]), SNAPSHOT)
+    assert [(dict(stats.versions), stats.background) for stats in seen] == [
+        ({1: 1}, False),
+        ({1: 2, 2: 1}, False),
+        ({1: 1}, True),
+    ]
+    assert all(stats.seconds > 0 and stats.prepare_seconds >= 0 for stats in seen)
 
 
 async def test_it_is_idle_only_when_all_is_answered() -> None:

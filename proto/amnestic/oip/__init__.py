@@ -1,0 +1,1 @@
+"""The Open Inference Protocol: the public wire that the clients of Triton and KServe speak."""
