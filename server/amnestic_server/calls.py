@@ -1,19 +1,29 @@
-"""What every gRPC method shares: it is counted and timed, and its errors become status codes in one place."""
+"""What every gRPC method shares: it is counted and timed, and its errors become status codes in one place.
+
+An error travels as its code and its fixed text, and for programs as a `google.rpc.Status` in the trailing metadata:
+the name of the cause, the field at fault, and when to try again.
+"""
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import wraps
 from typing import Any, NoReturn, TypeVar
 
 import grpc
 import grpc.aio
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, ResourceInfo, RetryInfo
+from google.rpc.status_pb2 import Status
 
-from amnestic_server.errors import AmnesticError
+from amnestic_server.errors import AmnesticError, NotFoundError
 from amnestic_server.metrics import Metrics
 
 log = logging.getLogger(__name__)
+
+ERROR_DOMAIN = "amnestic"
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Q = TypeVar("Q")
@@ -23,10 +33,34 @@ S = TypeVar("S")
 
 async def _abort(context: Context, error: Exception) -> NoReturn:
     """Answer with an error's status code and its fixed text; anything unforeseen says nothing of itself."""
-    if isinstance(error, AmnesticError):
-        await context.abort(grpc.StatusCode[error.status], str(error))
-    log.error("unforeseen %s", type(error).__name__, exc_info=error.with_traceback(error.__traceback__))
-    await context.abort(grpc.StatusCode.INTERNAL, "internal error")
+    if not isinstance(error, AmnesticError):
+        log.error("unforeseen %s", type(error).__name__, exc_info=error.with_traceback(error.__traceback__))
+        error = AmnesticError("internal error")
+    await context.abort(grpc.StatusCode[error.status], str(error), _trailing_metadata(error))
+
+
+def _trailing_metadata(error: AmnesticError) -> tuple[tuple[str, str | bytes], ...]:
+    """The error for programs, and the wait that gRPC's own retries keep to."""
+    status = Status(code=grpc.StatusCode[error.status].value[0], message=str(error))
+    for detail in _details(error):
+        status.details.add().Pack(detail)
+    metadata: tuple[tuple[str, str | bytes], ...] = (("grpc-status-details-bin", status.SerializeToString()),)
+    if error.retry_after is not None:
+        metadata += (("grpc-retry-pushback-ms", str(round(error.retry_after * 1000))),)
+    return metadata
+
+
+def _details(error: AmnesticError) -> Iterator[Message]:
+    yield ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN)
+    if error.field:
+        yield BadRequest(field_violations=[BadRequest.FieldViolation(field=error.field, description=str(error))])
+    if isinstance(error, NotFoundError) and error.resource:
+        # Without its name, which would repeat what was sent.
+        yield ResourceInfo(resource_type=error.resource)
+    if error.retry_after is not None:
+        delay = Duration()
+        delay.FromMilliseconds(round(error.retry_after * 1000))
+        yield RetryInfo(retry_delay=delay)
 
 
 class _Measured:

@@ -8,10 +8,19 @@ from typing import Any
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2, status_pb2
 
 import amnestic_client
 from amnestic.v1 import prediction_pb2, unlearning_pb2
-from amnestic_client import AmnesticError, Client, DeadlineExceeded, Unavailable, settings
+from amnestic_client import (
+    AmnesticError,
+    Client,
+    DeadlineExceeded,
+    FieldViolation,
+    ResourceExhausted,
+    Unavailable,
+    settings,
+)
 
 Call = Callable[..., Any]
 DRAINING = (grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
@@ -45,6 +54,42 @@ def test_a_status_becomes_its_error(call: Call, server: Any, code: str, name: st
     copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), copy.code, copy.detail) == (type(error), error.code, error.detail)
     assert len(server.asked("Predict")) == 1, "only UNAVAILABLE is retried"
+
+
+def test_what_an_error_tells_programs(call: Call, server: Any) -> None:
+    status = status_pb2.Status(code=8, message="full")
+    for detail in (
+        error_details_pb2.ErrorInfo(reason="QUEUE_FULL", domain="amnestic"),
+        error_details_pb2.BadRequest(field_violations=[{"field": "documents[1]", "description": "is empty"}]),
+        error_details_pb2.RetryInfo(retry_delay={"seconds": 1, "nanos": 500_000_000}),
+        error_details_pb2.Help(),
+    ):
+        status.details.add().Pack(detail)
+
+    def step(request: Any, context: grpc.ServicerContext) -> None:
+        context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
+        context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+
+    server.script("GetModel", step)
+    with pytest.raises(ResourceExhausted) as caught:
+        call("get_model")
+    error = caught.value
+    for found in (error, pickle.loads(pickle.dumps(error))):
+        assert (found.reason, found.retry_after) == ("QUEUE_FULL", 1.5)
+        assert found.field_violations == (FieldViolation("documents[1]", "is empty"),)
+
+
+@pytest.mark.parametrize("data", [b"", b"no status", b"\n\x03abc"])
+def test_an_error_that_tells_programs_nothing(call: Call, server: Any, data: bytes) -> None:
+    def step(request: Any, context: grpc.ServicerContext) -> None:
+        context.set_trailing_metadata((("grpc-status-details-bin", data),) if data else ())
+        context.abort(grpc.StatusCode.NOT_FOUND, "there is no such job")
+
+    server.script("GetJob", step)
+    with pytest.raises(AmnesticError, match="no such job") as caught:
+        call("get_job", "a")
+    error = caught.value
+    assert (error.reason, error.retry_after, error.field_violations) == ("", None, ())
 
 
 @pytest.mark.parametrize(

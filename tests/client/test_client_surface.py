@@ -18,6 +18,7 @@ EXPORTED = (
     "Client",
     "DeadlineExceeded",
     "FailedPrecondition",
+    "FieldViolation",
     "Gate",
     "GateLimits",
     "Internal",
