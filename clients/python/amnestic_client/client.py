@@ -22,7 +22,10 @@ class Client:
     """
 
     def __init__(self, target: str = settings.TARGET, *, credentials: grpc.ChannelCredentials | None = None) -> None:
-        """`target` is host:port. Without `credentials` the connection is plain text, as a sidecar's is."""
+        """`target` is host:port, or unix:path for a Unix domain socket.
+
+        Without `credentials` the connection is plain text, as a sidecar's is.
+        """
         options = settings.channel_options()
         if credentials is None:
             self._channel = grpc.insecure_channel(target, options)

@@ -30,12 +30,12 @@ def connected(function: Callable[Concatenate[Connection, P], None]) -> Callable[
 
     @click.option(
         "--server",
-        metavar="HOST:PORT",
+        metavar="TARGET",
         default=TARGET,
         envvar="AMNESTIC_SERVER",
         show_default=True,
         show_envvar=True,
-        help="Server to ask.",
+        help="Server to ask: HOST:PORT, or unix:PATH for its Unix domain socket.",
     )
     @click.option(
         "--timeout",
