@@ -294,7 +294,8 @@ class Batcher:
             started = time.monotonic()
             output = self._run(prepared)
             seconds = time.monotonic() - started
-            self._seconds_a_row += NEWEST_BATCH_WEIGHT * (seconds / len(batch) - self._seconds_a_row)
+            newest = NEWEST_BATCH_WEIGHT if self._seconds_a_row else 1.0
+            self._seconds_a_row += newest * (seconds / len(batch) - self._seconds_a_row)
         with self._lock:
             self._in_hand -= 1
             self._notify_worker()

@@ -12,7 +12,6 @@ import pytest
 
 from amnestic_server.batcher import (
     LONGEST_RETRY_SECONDS,
-    NEWEST_BATCH_WEIGHT,
     SHORTEST_RETRY_SECONDS,
     Batcher,
     BatchStats,
@@ -252,8 +251,7 @@ async def test_the_engines_speed_is_learnt_from_its_batches() -> None:
         engine.gate.set()
         await held
         batcher._open_documents = 10
-        first = batcher._retry_after()
-        assert 0.5 * 10 * 0.1 * NEWEST_BATCH_WEIGHT <= first < 2
+        assert 0.5 * 10 * 0.1 <= batcher._retry_after() < 2
         batcher._open_documents = 10**9
         assert batcher._retry_after() == LONGEST_RETRY_SECONDS
         batcher._open_documents = 0
