@@ -8,14 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 
-import grpc.aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health
+from grpc_health.v1.health_pb2 import HealthCheckResponse
 from prometheus_client import start_http_server
 
 from amnestic.oip import open_inference_pb2, open_inference_pb2_grpc
 from amnestic.v1 import prediction_pb2, prediction_pb2_grpc, unlearning_pb2, unlearning_pb2_grpc
 from amnestic_server import bundle as bundles
+from amnestic_server import listening
 from amnestic_server.batcher import Batcher, BatchStats
 from amnestic_server.bundle import Bundle
 from amnestic_server.engine import Engine, limit_library_threads
@@ -39,12 +38,11 @@ from amnestic_unlearn.manifest import BundleError
 log = logging.getLogger(__name__)
 
 SERVICES = (
-    "",
     prediction_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name,
     unlearning_pb2.DESCRIPTOR.services_by_name["UnlearningService"].full_name,
     open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
 )
-READY_LINE = "ready: grpc={grpc} metrics={metrics} version={version} provider={provider}"
+READY_LINE = "ready: grpc={grpc} metrics={metrics} version={version} provider={provider}{uds}"
 
 
 async def serve(settings: Settings) -> None:
@@ -52,7 +50,7 @@ async def serve(settings: Settings) -> None:
     limit_library_threads()
     started = time.monotonic()
     async with AsyncExitStack() as stack:
-        server, grpc_port = _bind(settings)
+        server, targets = listening.bind(settings, stack)
         metrics = Metrics()
         metrics_port = _serve_metrics(settings, metrics, stack)
         bundle = _load_bundle(settings)
@@ -105,22 +103,24 @@ async def serve(settings: Settings) -> None:
         open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
             InferenceService(predictor, snapshots, versions, stats, bundle, engine, settings, metrics), server
         )
-        health_service = health.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
+        health = await listening.add_health(server, SERVICES)
+        if settings.reflection:
+            listening.add_reflection(server, SERVICES)
 
         stopping = _on_signals()
         await server.start()
         await jobs.start()
         versions.measure_active()
-        await _set_health(health_service, health_pb2.HealthCheckResponse.SERVING)
+        await listening.set_health(health, SERVICES, HealthCheckResponse.SERVING)
         metrics.ready.set(1)
         log.info("ready after %.1f s", time.monotonic() - started)
         print(
             READY_LINE.format(
-                grpc=f"{settings.host}:{grpc_port}",
+                grpc=targets[0],
                 metrics=f"{settings.host}:{metrics_port}",
                 version=snapshots.active.version,
                 provider=engine.provider,
+                uds=f" uds={targets[-1]}" if settings.uds else "",
             ),
             flush=True,
         )
@@ -128,7 +128,9 @@ async def serve(settings: Settings) -> None:
 
         log.info("draining")
         metrics.ready.set(0)
-        await _set_health(health_service, health_pb2.HealthCheckResponse.NOT_SERVING)
+        await health.enter_graceful_shutdown()
+        # So that who watches hears of it before a call is refused, and sends no more.
+        await asyncio.sleep(settings.exit_notice_secs)
         predictor.drain()
         versions.stop_measuring()
         await jobs.close()
@@ -136,21 +138,6 @@ async def serve(settings: Settings) -> None:
             log.warning("stopping with %d documents unanswered", batcher.open_documents)
         await server.stop(grace=1.0)
         log.info("stopped")
-
-
-def _bind(settings: Settings) -> tuple[grpc.aio.Server, int]:
-    """Take the port before anything slow, so that a port in use is told at once."""
-    server = grpc.aio.server(
-        options=[
-            ("grpc.so_reuseport", 0),
-            ("grpc.max_receive_message_length", settings.max_message_bytes),
-            ("grpc.max_send_message_length", -1),
-        ]
-    )
-    try:
-        return server, server.add_insecure_port(f"{settings.host}:{settings.grpc_port}")
-    except RuntimeError as error:
-        raise StartError(f"cannot listen on {settings.host}:{settings.grpc_port}: is the port in use?") from error
 
 
 def _serve_metrics(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> int:
@@ -242,8 +229,3 @@ def _on_signals() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)
     return stopping
-
-
-async def _set_health(service: health.HealthServicer, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
-    for name in SERVICES:
-        await service.set(name, status)

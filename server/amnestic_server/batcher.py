@@ -11,6 +11,7 @@ Answers are delivered on the event loop's thread. Nothing here knows of gRPC.
 
 import asyncio
 import logging
+import random
 import threading
 import time
 from collections import Counter, deque
@@ -32,6 +33,12 @@ log = logging.getLogger(__name__)
 
 BACKGROUND_BATCH_TOKENS = 512
 BACKGROUND_INTERVAL_SECONDS = 0.25
+
+# Who is refused is told to come back within these bounds, whatever the estimate.
+SHORTEST_RETRY_SECONDS = 0.01
+LONGEST_RETRY_SECONDS = 5.0
+# Weight of the newest batch in the estimate of the engine's speed.
+NEWEST_BATCH_WEIGHT = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +174,7 @@ class Batcher:
         self._engine_lock = threading.Lock()
         self._closed = False
         self._open_documents = 0
+        self._seconds_a_row = 0.0
         self._idle = asyncio.Event()
         self._idle.set()
         self._threads = [
@@ -194,7 +202,7 @@ class Batcher:
         Raises QueueFullError, DeadlineError or EngineError. If the caller is cancelled, its rows are dropped.
         """
         if self._open_documents + len(texts) > self._max_requests:
-            raise QueueFullError
+            raise QueueFullError(self._retry_after())
         call = self._call(snapshot, deadline, len(texts))
         self._open_documents += len(texts)
         self._idle.clear()
@@ -243,6 +251,15 @@ class Batcher:
             open_rows=documents,
         )
 
+    def _retry_after(self) -> float:
+        """Seconds in which the engine will have done half or more of what is admitted.
+
+        Drawn, so that callers refused together don't come back together.
+        """
+        drained = self._open_documents * self._seconds_a_row
+        drawn = drained * random.uniform(0.5, 1.0)  # noqa: S311  no secret
+        return min(max(drawn, SHORTEST_RETRY_SECONDS), LONGEST_RETRY_SECONDS)
+
     def _work(self) -> None:
         """One worker thread: tokenize what has come, else run a batch if one may be closed, else wait."""
         while True:
@@ -286,8 +303,8 @@ class Batcher:
                 call.timings.tokenizer = ended - call.admitted_at
                 try:
                     self._traffic.put([Row(call, index, next(encoded)) for index in range(len(texts))])
-                except QueueFullError as error:
-                    self._post(call.fail, error)
+                except QueueFullError:
+                    self._post(call.fail, QueueFullError(self._retry_after()))
             self._notify_worker()
 
     def _run_batch(self, batch: list[Row]) -> None:
@@ -301,6 +318,8 @@ class Batcher:
             started = time.monotonic()
             output = self._run(prepared)
             seconds = time.monotonic() - started
+            newest = NEWEST_BATCH_WEIGHT if self._seconds_a_row else 1.0
+            self._seconds_a_row += newest * (seconds / len(batch) - self._seconds_a_row)
         with self._lock:
             self._in_hand -= 1
             self._notify_worker()

@@ -1,20 +1,29 @@
-"""What every gRPC method shares: it is counted and timed, and its errors become status codes in one place."""
+"""What every gRPC method shares: it is counted and timed, and its errors become status codes in one place.
+
+An error travels as its code and its fixed text, and for programs as a `google.rpc.Status` in the trailing metadata:
+the name of the cause, the field at fault, and when to try again.
+"""
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import wraps
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 import grpc.aio
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, ResourceInfo, RetryInfo
+from google.rpc.status_pb2 import Status
 
-from amnestic_server.errors import AmnesticError
+from amnestic_server.errors import AmnesticError, NotFoundError
 from amnestic_server.metrics import Metrics
 
 log = logging.getLogger(__name__)
+
+ERROR_DOMAIN = "amnestic"
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Q = TypeVar("Q")
@@ -22,25 +31,41 @@ A = TypeVar("A")
 S = TypeVar("S")
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """What a caller is told of an error: its status code by name and its fixed text."""
-
-    status: str
-    text: str
-
-    @classmethod
-    def of(cls, error: Exception) -> Self:
-        """Anything unforeseen says nothing of itself."""
-        if isinstance(error, AmnesticError):
-            return cls(error.status, str(error))
-        log.error("unforeseen %s", type(error).__name__, exc_info=error.with_traceback(error.__traceback__))
-        return cls("INTERNAL", "internal error")
+def _told(error: Exception) -> AmnesticError:
+    """What a caller is told of an error; anything unforeseen says nothing of itself."""
+    if isinstance(error, AmnesticError):
+        return error
+    log.error("unforeseen %s", type(error).__name__, exc_info=error.with_traceback(error.__traceback__))
+    return AmnesticError("internal error")
 
 
 async def _abort(context: Context, error: Exception) -> NoReturn:
-    failure = Failure.of(error)
-    await context.abort(grpc.StatusCode[failure.status], failure.text)
+    told = _told(error)
+    await context.abort(grpc.StatusCode[told.status], str(told), _trailing_metadata(told))
+
+
+def _trailing_metadata(error: AmnesticError) -> tuple[tuple[str, str | bytes], ...]:
+    """The error for programs, and the wait that gRPC's own retries keep to."""
+    status = Status(code=grpc.StatusCode[error.status].value[0], message=str(error))
+    for detail in _details(error):
+        status.details.add().Pack(detail)
+    metadata: tuple[tuple[str, str | bytes], ...] = (("grpc-status-details-bin", status.SerializeToString()),)
+    if error.retry_after is not None:
+        metadata += (("grpc-retry-pushback-ms", str(round(error.retry_after * 1000))),)
+    return metadata
+
+
+def _details(error: AmnesticError) -> Iterator[Message]:
+    yield ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN)
+    if error.field:
+        yield BadRequest(field_violations=[BadRequest.FieldViolation(field=error.field, description=str(error))])
+    if isinstance(error, NotFoundError) and error.resource:
+        # Without its name, which would repeat what was sent.
+        yield ResourceInfo(resource_type=error.resource)
+    if error.retry_after is not None:
+        delay = Duration()
+        delay.FromMilliseconds(round(error.retry_after * 1000))
+        yield RetryInfo(retry_delay=delay)
 
 
 class _Measured:
@@ -107,7 +132,7 @@ def streaming(
     return call
 
 
-async def within_stream(metrics: Metrics, method: str, answer: Awaitable[A]) -> A | Failure:
+async def within_stream(metrics: Metrics, method: str, answer: Awaitable[A]) -> A | AmnesticError:
     """The same for one request of a stream: its error is returned, for the stream goes on."""
     measured = _Measured(metrics, method)
     try:
@@ -115,7 +140,7 @@ async def within_stream(metrics: Metrics, method: str, answer: Awaitable[A]) -> 
     except BaseException as error:
         measured.end(error)
         if isinstance(error, Exception):
-            return Failure.of(error)
+            return _told(error)
         raise
     measured.end()
     return answered

@@ -20,41 +20,59 @@ from typing import ClassVar
 class AmnesticError(Exception):
     """An error with a gRPC status code (`status`) and a text that is safe to send to a caller.
 
-    `field` is the path of the request's field at fault, such as `documents[1]`; empty if no single one is.
+    `field` is the path of the request's field at fault, such as `documents[1]`; empty if no single one is. `reason` is
+    a name of the cause for programs, fixed for good. `retry_after` are the seconds after which a repetition has good
+    chances, None if the server can't tell.
     """
 
     status: ClassVar[str] = "INTERNAL"
+    reason = "INTERNAL"
+    retry_after: float | None = None
 
-    def __init__(self, text: str = "", *, field: str = "") -> None:
+    def __init__(self, text: str = "", *, field: str = "", reason: str = "") -> None:
         super().__init__(text)
         self.field = field
+        self.reason = reason or self.reason
 
 
 class InvalidArgumentError(AmnesticError):
     status = "INVALID_ARGUMENT"
+    reason = "INVALID_REQUEST"
 
 
 class NotFoundError(AmnesticError):
+    """`resource` is the kind of what is not there: version, job or label."""
+
     status = "NOT_FOUND"
+    reason = "NOT_FOUND"
+
+    def __init__(self, text: str = "", *, field: str = "", resource: str = "") -> None:
+        super().__init__(text, field=field, reason=f"{resource.upper()}_NOT_FOUND" if resource else "")
+        self.resource = resource
 
 
 class AlreadyExistsError(AmnesticError):
     status = "ALREADY_EXISTS"
+    reason = "ALREADY_EXISTS"
 
 
 class PreconditionError(AmnesticError):
     status = "FAILED_PRECONDITION"
+    reason = "FAILED_PRECONDITION"
 
 
 class QueueFullError(AmnesticError):
     status = "RESOURCE_EXHAUSTED"
+    reason = "QUEUE_FULL"
 
-    def __init__(self) -> None:
+    def __init__(self, retry_after: float | None = None) -> None:
         super().__init__("the queue is full; retry later")
+        self.retry_after = retry_after
 
 
 class DeadlineError(AmnesticError):
     status = "DEADLINE_EXCEEDED"
+    reason = "DEADLINE_PASSED"
 
     def __init__(self) -> None:
         super().__init__("the deadline passed before the request reached the engine")
@@ -62,6 +80,7 @@ class DeadlineError(AmnesticError):
 
 class DrainingError(AmnesticError):
     status = "UNAVAILABLE"
+    reason = "DRAINING"
 
     def __init__(self) -> None:
         super().__init__("the server is shutting down")
@@ -69,6 +88,7 @@ class DrainingError(AmnesticError):
 
 class EngineError(AmnesticError):
     status = "INTERNAL"
+    reason = "ENGINE_FAILED"
 
     def __init__(self) -> None:
         super().__init__("the engine failed on this request")

@@ -36,7 +36,7 @@ from amnestic_server.versions import Versions
 from amnestic_server.worker import WorkerError, run_worker
 from amnestic_unlearn.errors import MIN_FORGET_DOCUMENTS
 from amnestic_unlearn.patch import PatchError, digest_of
-from amnestic_unlearn.spec import GateLimits, JobSpec, Progress
+from amnestic_unlearn.spec import GateLimits, JobSpec, Progress, SettingError
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ class Jobs:
         running = self._running
         if running is not None and running.job_id == job_id and not view.record.state.ended:
             if running.decided:
-                raise PreconditionError("the job is coming to its end")
+                raise PreconditionError("the job is coming to its end", reason="JOB_ENDING")
             running.cancelled = True
             running.stop()
             view = await self._ended(job_id)
@@ -186,9 +186,9 @@ class Jobs:
         elif not view.record.state.ended:
             raise DrainingError
         else:
-            raise PreconditionError("the job has ended")
+            raise PreconditionError("the job has ended", reason="JOB_ENDED")
         if view.record.state is not JobState.CANCELLED:
-            raise PreconditionError("the job has ended")
+            raise PreconditionError("the job has ended", reason="JOB_ENDED")
         return view
 
     async def _ended(self, job_id: str) -> JobView:
@@ -205,40 +205,57 @@ class Jobs:
             return None
         view = self._view(record)
         if not request.repeats(view.request):
-            raise AlreadyExistsError("the request id was used for another request")
+            raise AlreadyExistsError(
+                "the request id was used for another request", field="request_id", reason="REQUEST_ID_TAKEN"
+            )
         return view
 
     async def _check(self, request: UnlearnRequest) -> None:
         """Refuse what can't succeed, before a job is made of it. Positions are told, never the input itself."""
+        part = "method"
         try:
             request.method.validate()
+            part = "gates"
             request.limits.validate()
-        except ValueError as error:
-            raise InvalidArgumentError(str(error)) from None
+        except SettingError as error:
+            raise InvalidArgumentError(str(error), field=f"{part}.{error.name}") from None
         labels = self._bundle.manifest.labels
         if not request.labels:
-            raise InvalidArgumentError("no label to forget")
+            raise InvalidArgumentError("no label to forget", field="labels")
         if len(set(request.labels)) != len(request.labels):
-            raise InvalidArgumentError("a label is named twice")
+            raise InvalidArgumentError("a label is named twice", field="labels")
         for position, label in enumerate(request.labels, start=1):
             if label not in labels:
-                raise NotFoundError(f"label {position} of the request is not one of the model's")
+                raise NotFoundError(
+                    f"label {position} of the request is not one of the model's",
+                    field=f"labels[{position - 1}]",
+                    resource="label",
+                )
         if self._judge is None or self._counts is None:
-            raise PreconditionError("the server has no corpus: start it with --corpus")
-        for label in request.labels:
+            raise PreconditionError("the server has no corpus: start it with --corpus", reason="NO_CORPUS")
+        for position, label in enumerate(request.labels):
+            field = f"labels[{position}]"
             if label in self._snapshots.active.forgotten:
-                raise PreconditionError(f"{label} is already forgotten")
+                raise PreconditionError(f"{label} is already forgotten", field=field, reason="ALREADY_FORGOTTEN")
             if self._counts.train.get(label, 0) < MIN_FORGET_DOCUMENTS:
                 raise PreconditionError(
-                    f"the corpus has fewer than {MIN_FORGET_DOCUMENTS} training documents of {label}"
+                    f"the corpus has fewer than {MIN_FORGET_DOCUMENTS} training documents of {label}",
+                    field=field,
+                    reason="TOO_FEW_DOCUMENTS",
                 )
             if self._counts.gate.get(label, 0) < MIN_GATE_DOCUMENTS:
-                raise PreconditionError(f"the corpus has fewer than {MIN_GATE_DOCUMENTS} gate documents of {label}")
+                raise PreconditionError(
+                    f"the corpus has fewer than {MIN_GATE_DOCUMENTS} gate documents of {label}",
+                    field=field,
+                    reason="TOO_FEW_DOCUMENTS",
+                )
         if self._union(request) >= set(labels):
-            raise InvalidArgumentError("at least one label must be kept")
+            raise InvalidArgumentError("at least one label must be kept", field="labels")
         for record in await asyncio.to_thread(self._store.unfinished_jobs):
             if set(record.request["labels"]) & set(request.labels):
-                raise AlreadyExistsError("an unfinished job is about to forget one of these labels")
+                raise AlreadyExistsError(
+                    "an unfinished job is about to forget one of these labels", field="labels", reason="LABEL_TAKEN"
+                )
 
     async def _recover(self, record: JobRecord) -> None:
         if record.state is JobState.ACTIVATING:

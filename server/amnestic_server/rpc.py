@@ -23,7 +23,7 @@ from amnestic_server.snapshot import Snapshot, Snapshots
 from amnestic_server.store import JobState, VersionRecord
 from amnestic_server.versions import Versions
 from amnestic_unlearn.manifest import ENCODER_ONNX, Manifest
-from amnestic_unlearn.spec import DEFAULT_PRESET, GateLimits, method_of
+from amnestic_unlearn.spec import DEFAULT_PRESET, GateLimits, SettingError, method_of
 
 DEFAULT_JOB_LIMIT = 100
 MAX_JOB_LIMIT = 10_000
@@ -137,7 +137,7 @@ class UnlearningService(unlearning_pb2_grpc.UnlearningServiceServicer):
 
 def _check_reason(reason: str) -> None:
     if len(reason) > MAX_REASON_CHARACTERS:
-        raise InvalidArgumentError(f"the reason is longer than {MAX_REASON_CHARACTERS} characters")
+        raise InvalidArgumentError(f"the reason is longer than {MAX_REASON_CHARACTERS} characters", field="reason")
 
 
 def _unlearn_request(message: unlearning.UnlearnRequest) -> UnlearnRequest:
@@ -146,8 +146,8 @@ def _unlearn_request(message: unlearning.UnlearnRequest) -> UnlearnRequest:
     preset = settings.pop("preset", "") or DEFAULT_PRESET
     try:
         method = method_of(preset, settings)
-    except ValueError as error:
-        raise InvalidArgumentError(str(error)) from None
+    except SettingError as error:
+        raise InvalidArgumentError(str(error), field=f"method.{error.name}") from None
     return UnlearnRequest(
         labels=tuple(message.labels),
         dry_run=message.dry_run,

@@ -7,11 +7,15 @@ Each field is a flag of `amnestic serve` (`grpc_port` is `--grpc-port`) with an 
 import dataclasses
 import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 DEVICES = ("auto", "cpu", "cuda")
+# What the address of a Unix domain socket holds on Linux.
+MAX_SOCKET_PATH_BYTES = 107
+MAX_INTERVAL_SECS = 86_400.0
 
 
 def _setting(help_text: str, default: Any = dataclasses.MISSING) -> Any:
@@ -30,6 +34,18 @@ class Settings:
     )
     host: str = _setting("Address to listen on, for gRPC and for metrics.", "127.0.0.1")
     grpc_port: int = _setting("Port of gRPC; 0 takes a free one.", 8001)
+    tcp: bool = _setting("Listen on the port of gRPC; without it on the Unix domain socket alone.", True)
+    uds: Path | None = _setting("Unix domain socket to listen on for gRPC; clients name it unix:PATH.", None)
+    uds_mode: str = _setting("Permissions of the Unix domain socket, in octal.", "0660")
+    reflection: bool = _setting("Answer gRPC server reflection, by which grpcurl and others find the services.", True)
+    keepalive_secs: float = _setting(
+        "Silence after which a client is pinged, in seconds; one that does not answer within 20 s is gone.", 120.0
+    )
+    client_ping_secs: float = _setting(
+        "Shortest interval at which clients may ping, with or without calls, in seconds; one that pings more often is"
+        " disconnected.",
+        10.0,
+    )
     metrics_port: int = _setting("Port of the Prometheus metrics; 0 takes a free one.", 8002)
     device: str = _setting(
         "auto, cpu or cuda. cuda is a refusal to start where CUDA is absent, never a fall-back.", "auto"
@@ -43,6 +59,9 @@ class Settings:
     max_documents: int = _setting("Most documents in one call.", 128)
     max_document_bytes: int = _setting("Largest document, in bytes of UTF-8.", 262_144)
     exit_timeout_secs: float = _setting("Longest wait for accepted calls when shutting down, in seconds.", 30.0)
+    exit_notice_secs: float = _setting(
+        "Time from the health service's NOT_SERVING to the first call refused when shutting down, in seconds.", 0.2
+    )
     worker_threads: int = _setting("Threads of an unlearning worker.", 1)
     worker_memory_mb: int = _setting("Memory that an unlearning worker may allocate, in MiB; 0 for no limit.", 16_384)
     worker_timeout_secs: float = _setting("Longest run of an unlearning worker, in seconds.", 6 * 3600.0)
@@ -67,7 +86,14 @@ class Settings:
             "max_job_attempts",
         ):
             _require(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("exit_timeout_secs", "worker_timeout_secs", "worker_memory_mb"):
+        _require(self.tcp or self.uds is not None, "uds", "given with --no-tcp")
+        if self.uds is not None:
+            size = len(os.fsencode(self.uds.absolute()))
+            _require(size <= MAX_SOCKET_PATH_BYTES, "uds", f"at most {MAX_SOCKET_PATH_BYTES} bytes as an absolute path")
+        _require(re.fullmatch("0?[0-7]{3}", self.uds_mode) is not None, "uds_mode", "three octal digits, such as 0660")
+        for name in ("keepalive_secs", "client_ping_secs"):
+            _require(0 < getattr(self, name) <= MAX_INTERVAL_SECS, name, f"above 0 to {MAX_INTERVAL_SECS:g}")
+        for name in ("exit_timeout_secs", "exit_notice_secs", "worker_timeout_secs", "worker_memory_mb"):
             _require(getattr(self, name) >= 0, name, "at least 0")
 
     @property

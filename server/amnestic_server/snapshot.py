@@ -112,7 +112,7 @@ class Snapshots:
         try:
             return self._versions[version]
         except KeyError:
-            raise NotFoundError("there is no such version") from None
+            raise NotFoundError("there is no such version", field="version", resource="version") from None
 
     def activate(self, version: int) -> None:
         """Swap the reference: every call admitted from now on is answered by this version."""

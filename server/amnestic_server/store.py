@@ -186,7 +186,7 @@ class Store:
         with self._transaction() as db:
             row = db.execute("SELECT * FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
         if row is None:
-            raise NotFoundError("there is no such job")
+            raise NotFoundError("there is no such job", field="job_id", resource="job")
         return _job(row)
 
     def jobs(self, limit: int) -> list[JobRecord]:

@@ -100,13 +100,15 @@ class Versions:
     async def roll_back(self, version: int, reason: str) -> None:
         """Make an earlier version the active one; returns once the version left answers no more."""
         if not reason.strip():
-            raise InvalidArgumentError("a rollback needs a reason")
+            raise InvalidArgumentError("a rollback needs a reason", field="reason")
         self._snapshots.get(version)
         async with self._swapping:
             if version == self.active:
-                raise PreconditionError("that version is active already")
+                raise PreconditionError("that version is active already", field="version", reason="VERSION_ACTIVE")
             if version > self.active:
-                raise PreconditionError("a rollback goes to an earlier version")
+                raise PreconditionError(
+                    "a rollback goes to an earlier version", field="version", reason="VERSION_NEWER"
+                )
             await asyncio.to_thread(self._store.roll_back, version, reason)
             await self._swap(version)
 

@@ -1,5 +1,6 @@
 """Errors, deadlines, retries and readiness, over a real connection, with both clients."""
 
+import json
 import pickle
 import threading
 import time
@@ -8,10 +9,19 @@ from typing import Any
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2, status_pb2
 
 import amnestic_client
-from amnestic.v1 import prediction_pb2, unlearning_pb2
-from amnestic_client import AmnesticError, Client, DeadlineExceeded, Unavailable, settings
+from amnestic.v1 import prediction_pb2, prediction_pb2_grpc, unlearning_pb2
+from amnestic_client import (
+    AmnesticError,
+    Client,
+    DeadlineExceeded,
+    FieldViolation,
+    ResourceExhausted,
+    Unavailable,
+    settings,
+)
 
 Call = Callable[..., Any]
 DRAINING = (grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
@@ -36,15 +46,51 @@ def abort(code: grpc.StatusCode, detail: str) -> Callable[[Any, grpc.ServicerCon
     ],
 )
 def test_a_status_becomes_its_error(call: Call, server: Any, code: str, name: str) -> None:
-    server.script("Predict", abort(grpc.StatusCode[code], "document 1 is empty"))
+    server.script("GetModel", abort(grpc.StatusCode[code], "document 1 is empty"))
     with pytest.raises(AmnesticError) as caught:
-        call("predict", "text")
+        call("get_model")
     error = caught.value
     assert type(error) is getattr(amnestic_client, name)
     assert (error.code, error.detail, str(error)) == (grpc.StatusCode[code], "document 1 is empty", error.detail)
     copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), copy.code, copy.detail) == (type(error), error.code, error.detail)
-    assert len(server.asked("Predict")) == 1, "only UNAVAILABLE is retried"
+    assert len(server.asked("GetModel")) == 1, "only UNAVAILABLE is retried"
+
+
+def test_what_an_error_tells_programs(call: Call, server: Any) -> None:
+    status = status_pb2.Status(code=8, message="full")
+    for detail in (
+        error_details_pb2.ErrorInfo(reason="QUEUE_FULL", domain="amnestic"),
+        error_details_pb2.BadRequest(field_violations=[{"field": "documents[1]", "description": "is empty"}]),
+        error_details_pb2.RetryInfo(retry_delay={"seconds": 1, "nanos": 500_000_000}),
+        error_details_pb2.Help(),
+    ):
+        status.details.add().Pack(detail)
+
+    def step(request: Any, context: grpc.ServicerContext) -> None:
+        context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
+        context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+
+    server.script("GetModel", step)
+    with pytest.raises(ResourceExhausted) as caught:
+        call("get_model")
+    error = caught.value
+    for found in (error, pickle.loads(pickle.dumps(error))):
+        assert (found.reason, found.retry_after) == ("QUEUE_FULL", 1.5)
+        assert found.field_violations == (FieldViolation("documents[1]", "is empty"),)
+
+
+@pytest.mark.parametrize("data", [b"", b"no status", b"\n\x03abc"])
+def test_an_error_that_tells_programs_nothing(call: Call, server: Any, data: bytes) -> None:
+    def step(request: Any, context: grpc.ServicerContext) -> None:
+        context.set_trailing_metadata((("grpc-status-details-bin", data),) if data else ())
+        context.abort(grpc.StatusCode.NOT_FOUND, "there is no such job")
+
+    server.script("GetJob", step)
+    with pytest.raises(AmnesticError, match="no such job") as caught:
+        call("get_job", "a")
+    error = caught.value
+    assert (error.reason, error.retry_after, error.field_violations) == ("", None, ())
 
 
 @pytest.mark.parametrize(
@@ -84,7 +130,85 @@ def test_retries_are_bounded(call: Call, server: Any) -> None:
     server.script("Predict", abort(*DRAINING))
     with pytest.raises(Unavailable):
         call("predict", "text")
-    assert len(server.asked("Predict")) == settings.RETRY_POLICY["maxAttempts"]
+    assert len(server.asked("Predict")) == settings.SERVICE_CONFIG["methodConfig"][0]["retryPolicy"]["maxAttempts"]
+
+
+def refuse(pushback_ms: int) -> Callable[[Any, grpc.ServicerContext], None]:
+    """A full server, which tells when to come back."""
+
+    def step(request: Any, context: grpc.ServicerContext) -> None:
+        context.set_trailing_metadata((("grpc-retry-pushback-ms", str(pushback_ms)),))
+        context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the queue is full; retry later")
+
+    return step
+
+
+def test_a_full_server_is_asked_again_when_it_says(call: Call, server: Any, prediction: Any) -> None:
+    server.script("Predict", refuse(600), prediction)
+    started = time.monotonic()
+    assert call("predict", ["text"] * 2).version == 3
+    # By the policy alone it would be asked again within 0.1 s.
+    assert 0.6 <= time.monotonic() - started < 5
+    assert len(server.asked("Predict")) == 2
+
+
+def test_only_predictions_are_repeated_when_the_server_is_full(call: Call, server: Any) -> None:
+    server.script("Unlearn", refuse(10))
+    with pytest.raises(ResourceExhausted):
+        call("unlearn", "renal")
+    assert len(server.asked("Unlearn")) == 1
+
+
+def test_a_large_call_is_repeated_too(call: Call, server: Any, prediction: Any) -> None:
+    server.script("Predict", refuse(10), prediction)
+    call("predict", ["x" * 200_000] * 20)
+    assert [len(request.documents) for request in server.asked("Predict")] == [20, 20]
+
+
+def test_a_server_that_fails_on_and_on_is_asked_once_a_call(server: Any) -> None:
+    server.script("Predict", refuse(1))
+    with Client(server.target) as client:
+        for _ in range(20):
+            with pytest.raises(ResourceExhausted):
+                client.predict("text")
+    # 5 attempts a call until half of the 100 tokens are gone; from then on one.
+    assert 50 <= len(server.asked("Predict")) <= 80
+
+
+def test_balanced_clients_leave_a_server_that_does_not_serve(server: Any, start_server: Any) -> None:
+    """What the published file says of health takes effect where a client balances its calls over several servers."""
+    other = start_server(0)
+    server.script("GetModel", prediction_pb2.GetModelResponse(name="one"))
+    other.script("GetModel", prediction_pb2.GetModelResponse(name="two"))
+    config = settings.SERVICE_CONFIG | {"loadBalancingConfig": [{"round_robin": {}}]}
+    options = [("grpc.service_config", json.dumps(config)), ("grpc.service_config_disable_resolution", 1)]
+    with grpc.insecure_channel(f"ipv4:{server.target},{other.target}", options) as channel:
+        stub = prediction_pb2_grpc.PredictionServiceStub(channel)
+
+        def answering() -> set[str]:
+            request = prediction_pb2.GetModelRequest()
+            return {stub.GetModel(request, timeout=5, wait_for_ready=True).name for _ in range(10)}
+
+        def until(names: set[str]) -> None:
+            deadline = time.monotonic() + 5
+            while answering() != names:
+                assert time.monotonic() < deadline
+
+        until({"one", "two"})
+        server.set_ready(False)
+        until({"two"})
+        server.set_ready(True)
+        until({"one", "two"})
+
+
+def test_a_timeout_may_be_longer_than_the_published_one() -> None:
+    assert "timeout" not in dict(settings.channel_options())["grpc.service_config"]
+
+
+@pytest.mark.parametrize("compression", ["deflate", "GZIP", ""])
+def test_compressions_that_there_are_not(compression: str) -> None:
+    with pytest.raises(ValueError, match="None or gzip"):
+        Client("127.0.0.1:9", compression=compression)
 
 
 def test_a_timeout_ends_the_call(call: Call, server: Any) -> None:

@@ -18,6 +18,7 @@ EXPORTED = (
     "Client",
     "DeadlineExceeded",
     "FailedPrecondition",
+    "FieldViolation",
     "Gate",
     "GateLimits",
     "Internal",
@@ -90,10 +91,26 @@ def test_settings_of_a_job_are_those_of_the_wire() -> None:
         assert fields == list(message.DESCRIPTOR.fields_by_name), kind.__name__
 
 
-def test_retried_methods_exist() -> None:
-    for module in (prediction_pb2, unlearning_pb2):
-        for service in module.DESCRIPTOR.services_by_name.values():
-            assert set(settings.REPEATABLE[service.full_name]) <= set(service.methods_by_name)
+def test_the_published_policy_tells_of_every_method_once() -> None:
+    names = [name for config in settings.SERVICE_CONFIG["methodConfig"] for name in config["name"]]
+    told = sorted(f"{name['service']}/{name['method']}" for name in names if name["service"].startswith("amnestic."))
+    there = [
+        f"{service.full_name}/{method}"
+        for module in (prediction_pb2, unlearning_pb2)
+        for service in module.DESCRIPTOR.services_by_name.values()
+        for method in service.methods_by_name
+    ]
+    assert told == sorted(there)
+
+
+def test_the_published_policy_retries_only_what_is_safe_to_repeat() -> None:
+    unsafe = {
+        name["method"]
+        for config in settings.SERVICE_CONFIG["methodConfig"]
+        for name in config["name"]
+        if "retryPolicy" not in config
+    }
+    assert unsafe == {"CancelJob", "Rollback"}
 
 
 def test_results_are_frozen_and_slotted() -> None:

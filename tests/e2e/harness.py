@@ -27,7 +27,9 @@ from amnestic_client import Client, Job
 from amnestic_unlearn.manifest import MANIFEST, Manifest, file_digest
 from amnestic_unlearn.patch import Patch
 
-READY = re.compile(r"ready: grpc=(?P<grpc>\S+) metrics=(?P<metrics>\S+) version=(?P<version>\d+) provider=(\S+)\n")
+READY = re.compile(
+    r"ready: grpc=(?P<grpc>\S+) metrics=(?P<metrics>\S+) version=(?P<version>\d+) provider=\S+(?: uds=(?P<uds>\S+))?\n"
+)
 # Enough to forget a label of the toy, and quickly: its rows are as large as 0.1, and must move as far for a probe to
 # find less.
 METHOD = {"preset": "paper", "k": 24, "epochs": 12, "embedding_lr": 0.1, "head_lr": 2e-2, "distil_weight": 1.0}
@@ -58,7 +60,7 @@ class Server:
         self.arguments += ["--grpc-port", "0", "--metrics-port", "0", *flags]
         if corpus is not None:
             self.arguments += ["--corpus", str(corpus)]
-        self.target = self.metrics_target = ""
+        self.target = self.metrics_target = self.uds = ""
         self.ready_version = 0
         self.restarts = -1
         self._process: subprocess.Popen[str] | None = None
@@ -86,7 +88,7 @@ class Server:
         assert self._process.stdout is not None
         ready = READY.fullmatch(self._process.stdout.readline())
         assert ready, f"the server did not start:\n{self.log}"
-        self.target, self.metrics_target = ready["grpc"], ready["metrics"]
+        self.target, self.metrics_target, self.uds = ready["grpc"], ready["metrics"], ready["uds"] or ""
         self.ready_version = int(ready["version"])
         self.restarts += 1
         self._clients.append(Client(self.target))

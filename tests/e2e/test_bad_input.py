@@ -7,6 +7,7 @@ import pytest
 from e2e.harness import CANARY
 
 from amnestic.v1 import prediction_pb2, prediction_pb2_grpc, unlearning_pb2, unlearning_pb2_grpc
+from amnestic_client.errors import from_rpc
 from amnestic_unlearn import corpus as corpora
 from amnestic_unlearn.corpus import Document
 
@@ -41,7 +42,9 @@ def without_corpus(serve_for_module):
 
 @pytest.fixture(scope="module")
 def call():
-    """Send a request without the client's own checks; returns the error's code and text."""
+    """Send a request without the client's own checks; returns the error's code, its text, and its cause for programs:
+    the reason, and a colon and the field if one is at fault.
+    """
 
     def send(server, name, **fields):
         service = "Prediction" if name in ("Predict", "GetModel") else "Unlearning"
@@ -53,48 +56,104 @@ def call():
             with pytest.raises(grpc.RpcError) as failure:
                 answer = getattr(stub, name)(request, timeout=20)
                 list(answer if name == "WatchJob" else ())
-        text = failure.value.details()
-        assert CANARY.lower() not in text.lower()
-        return failure.value.code().name, text
+        error = from_rpc(failure.value)
+        assert CANARY.lower() not in f"{error} {failure.value.trailing_metadata()}".lower()
+        cause = ":".join([error.reason, *(violation.field for violation in error.field_violations)])
+        return error.code.name, error.detail, cause
 
     return send
 
 
 BAD_PREDICTIONS = {
-    "no document": ({}, "INVALID_ARGUMENT", "the call has no document"),
-    "empty": ({"documents": [CANARY, ""]}, "INVALID_ARGUMENT", "document 2 is empty"),
-    "white space": ({"documents": [" \n\t\u2003"]}, "INVALID_ARGUMENT", "document 1 is empty"),
-    "oversized": ({"documents": [CANARY * 200]}, "INVALID_ARGUMENT", "document 1 is larger than 2000 bytes"),
-    "oversized in bytes alone": ({"documents": ["ü" * 1001]}, "INVALID_ARGUMENT", "larger than 2000 bytes"),
-    "too many": ({"documents": [CANARY] * 9}, "INVALID_ARGUMENT", "the call has more than 8 documents"),
-    "unknown version": ({"documents": [CANARY], "version": 7}, "NOT_FOUND", "there is no such version"),
-    "negative version": ({"documents": [CANARY], "version": -1}, "NOT_FOUND", "there is no such version"),
+    "no document": ({}, "INVALID_ARGUMENT", "the call has no document", "INVALID_REQUEST:documents"),
+    "empty": ({"documents": [CANARY, ""]}, "INVALID_ARGUMENT", "document 2 is empty", "INVALID_REQUEST:documents[1]"),
+    "white space": (
+        {"documents": [" \n\t\u2003"]},
+        "INVALID_ARGUMENT",
+        "document 1 is empty",
+        "INVALID_REQUEST:documents[0]",
+    ),
+    "oversized": (
+        {"documents": [CANARY * 200]},
+        "INVALID_ARGUMENT",
+        "document 1 is larger than 2000 bytes",
+        "INVALID_REQUEST:documents[0]",
+    ),
+    "oversized in bytes alone": (
+        {"documents": ["ü" * 1001]},
+        "INVALID_ARGUMENT",
+        "larger than 2000 bytes",
+        "INVALID_REQUEST:documents[0]",
+    ),
+    "too many": (
+        {"documents": [CANARY] * 9},
+        "INVALID_ARGUMENT",
+        "the call has more than 8 documents",
+        "INVALID_REQUEST:documents",
+    ),
+    "unknown version": (
+        {"documents": [CANARY], "version": 7},
+        "NOT_FOUND",
+        "there is no such version",
+        "VERSION_NOT_FOUND:version",
+    ),
+    "negative version": (
+        {"documents": [CANARY], "version": -1},
+        "NOT_FOUND",
+        "there is no such version",
+        "VERSION_NOT_FOUND:version",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", BAD_PREDICTIONS)
 def test_bad_predictions(server, call, name):
-    fields, code, text = BAD_PREDICTIONS[name]
+    fields, code, text, cause = BAD_PREDICTIONS[name]
     found = call(server, "Predict", **fields)
-    assert found[0] == code
+    assert (found[0], found[2]) == (code, cause)
     assert text in found[1]
 
 
 BAD_FORGETTING = {
-    "no label": ({}, "INVALID_ARGUMENT", "no label to forget"),
-    "unknown label": ({"labels": ["alpha", CANARY]}, "NOT_FOUND", "label 2 of the request is not one of the model's"),
-    "a label twice": ({"labels": ["alpha", "alpha"]}, "INVALID_ARGUMENT", "a label is named twice"),
-    "too few documents": ({"labels": ["gamma"]}, "FAILED_PRECONDITION", "fewer than 10 training documents of gamma"),
-    "too few gate documents": ({"labels": ["delta"]}, "FAILED_PRECONDITION", "fewer than 6 gate documents of delta"),
-    "long reason": ({"labels": ["alpha"], "reason": CANARY * 400}, "INVALID_ARGUMENT", "longer than 2000 characters"),
+    "no label": ({}, "INVALID_ARGUMENT", "no label to forget", "INVALID_REQUEST:labels"),
+    "unknown label": (
+        {"labels": ["alpha", CANARY]},
+        "NOT_FOUND",
+        "label 2 of the request is not one of the model's",
+        "LABEL_NOT_FOUND:labels[1]",
+    ),
+    "a label twice": (
+        {"labels": ["alpha", "alpha"]},
+        "INVALID_ARGUMENT",
+        "a label is named twice",
+        "INVALID_REQUEST:labels",
+    ),
+    "too few documents": (
+        {"labels": ["gamma"]},
+        "FAILED_PRECONDITION",
+        "fewer than 10 training documents of gamma",
+        "TOO_FEW_DOCUMENTS:labels[0]",
+    ),
+    "too few gate documents": (
+        {"labels": ["delta"]},
+        "FAILED_PRECONDITION",
+        "fewer than 6 gate documents of delta",
+        "TOO_FEW_DOCUMENTS:labels[0]",
+    ),
+    "long reason": (
+        {"labels": ["alpha"], "reason": CANARY * 400},
+        "INVALID_ARGUMENT",
+        "longer than 2000 characters",
+        "INVALID_REQUEST:reason",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", BAD_FORGETTING)
 def test_bad_requests_to_forget(server, call, name):
-    fields, code, text = BAD_FORGETTING[name]
+    fields, code, text, cause = BAD_FORGETTING[name]
     found = call(server, "Unlearn", **fields)
-    assert found[0] == code
+    assert (found[0], found[2]) == (code, cause)
     assert text in found[1]
 
 
@@ -118,8 +177,8 @@ def test_bad_requests_to_forget(server, call, name):
 )
 def test_settings_of_the_method_out_of_range(server, call, setting, value):
     method = unlearning_pb2.Method(**{setting: value})
-    code, text = call(server, "Unlearn", labels=["alpha"], method=method)
-    assert code == "INVALID_ARGUMENT"
+    code, text, cause = call(server, "Unlearn", labels=["alpha"], method=method)
+    assert (code, cause) == ("INVALID_ARGUMENT", f"INVALID_REQUEST:method.{setting}")
     assert text.startswith(f"{setting} must be")
 
 
@@ -137,42 +196,78 @@ def test_settings_of_the_method_out_of_range(server, call, setting, value):
 )
 def test_gate_limits_out_of_range(server, call, limit, value):
     gates = unlearning_pb2.GateLimits(**{limit: value})
-    code, text = call(server, "Unlearn", labels=["alpha"], gates=gates)
-    assert code == "INVALID_ARGUMENT"
+    code, text, cause = call(server, "Unlearn", labels=["alpha"], gates=gates)
+    assert (code, cause) == ("INVALID_ARGUMENT", f"INVALID_REQUEST:gates.{limit}")
     assert text.startswith(f"{limit} must be")
 
 
 BAD_OTHERS = {
-    "rollback without a reason": ("Rollback", {"version": 1}, "INVALID_ARGUMENT", "needs a reason"),
-    "rollback with a blank one": ("Rollback", {"version": 1, "reason": " "}, "INVALID_ARGUMENT", "needs a reason"),
-    "rollback to nothing": ("Rollback", {"version": 9, "reason": CANARY}, "NOT_FOUND", "no such version"),
-    "rollback to the active": ("Rollback", {"version": 1, "reason": CANARY}, "FAILED_PRECONDITION", "active already"),
-    "unknown job": ("GetJob", {"job_id": CANARY}, "NOT_FOUND", "there is no such job"),
-    "no job": ("GetJob", {}, "NOT_FOUND", "there is no such job"),
-    "watch an unknown job": ("WatchJob", {"job_id": CANARY}, "NOT_FOUND", "there is no such job"),
-    "cancel an unknown job": ("CancelJob", {"job_id": CANARY}, "NOT_FOUND", "there is no such job"),
+    "rollback without a reason": (
+        "Rollback",
+        {"version": 1},
+        "INVALID_ARGUMENT",
+        "needs a reason",
+        "INVALID_REQUEST:reason",
+    ),
+    "rollback with a blank one": (
+        "Rollback",
+        {"version": 1, "reason": " "},
+        "INVALID_ARGUMENT",
+        "needs a reason",
+        "INVALID_REQUEST:reason",
+    ),
+    "rollback to nothing": (
+        "Rollback",
+        {"version": 9, "reason": CANARY},
+        "NOT_FOUND",
+        "no such version",
+        "VERSION_NOT_FOUND:version",
+    ),
+    "rollback to the active": (
+        "Rollback",
+        {"version": 1, "reason": CANARY},
+        "FAILED_PRECONDITION",
+        "active already",
+        "VERSION_ACTIVE:version",
+    ),
+    "unknown job": ("GetJob", {"job_id": CANARY}, "NOT_FOUND", "there is no such job", "JOB_NOT_FOUND:job_id"),
+    "no job": ("GetJob", {}, "NOT_FOUND", "there is no such job", "JOB_NOT_FOUND:job_id"),
+    "watch an unknown job": (
+        "WatchJob",
+        {"job_id": CANARY},
+        "NOT_FOUND",
+        "there is no such job",
+        "JOB_NOT_FOUND:job_id",
+    ),
+    "cancel an unknown job": (
+        "CancelJob",
+        {"job_id": CANARY},
+        "NOT_FOUND",
+        "there is no such job",
+        "JOB_NOT_FOUND:job_id",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", BAD_OTHERS)
 def test_other_bad_requests(server, call, name):
-    method, fields, code, text = BAD_OTHERS[name]
+    method, fields, code, text, cause = BAD_OTHERS[name]
     found = call(server, method, **fields)
-    assert found[0] == code
+    assert (found[0], found[2]) == (code, cause)
     assert text in found[1]
 
 
 def test_without_a_corpus_predictions_are_answered_and_nothing_is_forgotten(without_corpus, call, check_active):
     assert check_active(without_corpus) == 1
-    code, text = call(without_corpus, "Unlearn", labels=["alpha"])
-    assert code == "FAILED_PRECONDITION"
+    code, text, cause = call(without_corpus, "Unlearn", labels=["alpha"])
+    assert (code, cause) == ("FAILED_PRECONDITION", "NO_CORPUS")
     assert "--corpus" in text
     assert without_corpus.client.list_versions()[0].f1 == {}
 
 
 def test_a_message_beyond_all_limits_is_refused_by_the_transport(server, call):
-    code, _ = call(server, "Predict", documents=[CANARY * 10_000])
-    assert code == "RESOURCE_EXHAUSTED"
+    code, _, cause = call(server, "Predict", documents=[CANARY * 10_000])
+    assert (code, cause) == ("RESOURCE_EXHAUSTED", "")
 
 
 def test_refused_calls_are_counted_by_code_and_leave_no_trace(server):

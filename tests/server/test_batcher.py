@@ -11,7 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from amnestic_server.batcher import Batcher, BatchStats
+from amnestic_server.batcher import (
+    LONGEST_RETRY_SECONDS,
+    SHORTEST_RETRY_SECONDS,
+    Batcher,
+    BatchStats,
+)
 from amnestic_server.engine import Output
 from amnestic_server.errors import DeadlineError, EngineError, QueueFullError
 from amnestic_server.tokenizer import Encoded
@@ -218,6 +223,42 @@ async def test_tokens_beyond_the_bound_are_refused_and_the_rest_answered() -> No
         engine.gate.set()
         assert await waiting == [value("abcdefgh")]
         await held
+
+
+@pytest.mark.parametrize("bound", [{"max_requests": 41}, {"max_queue_tokens": 40}])
+async def test_who_is_refused_is_told_to_come_back_when_half_or_more_of_what_waits_is_done(bound) -> None:
+    engine = ScriptedEngine()
+    async with running(engine, **bound) as batcher:
+        batcher._seconds_a_row = 0.01
+        held = await hold(engine, batcher)
+        waiting = submit(batcher, *["a"] * 40)
+        await until(lambda: batcher.queue_rows == 40)
+        told = []
+        for _ in range(50):
+            with pytest.raises(QueueFullError) as refused:
+                await submit(batcher, "b")
+            told.append(refused.value.retry_after)
+        # 41 documents are admitted, and for the bound of tokens the one that is refused.
+        assert all(0.5 * 41 * 0.01 <= seconds <= 42 * 0.01 for seconds in told)
+        assert len(set(told)) > 10
+        engine.gate.set()
+        await waiting
+        await held
+
+
+async def test_the_engines_speed_is_learnt_from_its_batches() -> None:
+    engine = ScriptedEngine()
+    async with running(engine) as batcher:
+        assert batcher._retry_after() == SHORTEST_RETRY_SECONDS
+        held = await hold(engine, batcher)
+        await asyncio.sleep(0.1)
+        engine.gate.set()
+        await held
+        batcher._open_documents = 10
+        assert 0.5 * 10 * 0.1 <= batcher._retry_after() < 2
+        batcher._open_documents = 10**9
+        assert batcher._retry_after() == LONGEST_RETRY_SECONDS
+        batcher._open_documents = 0
 
 
 async def test_background_rows_run_after_waiting_traffic() -> None:

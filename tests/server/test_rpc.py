@@ -11,6 +11,8 @@ import grpc
 import grpc.aio
 import pytest
 import torch
+from google.protobuf import json_format
+from google.rpc import error_details_pb2, status_pb2
 
 from amnestic.v1 import prediction_pb2, prediction_pb2_grpc, unlearning_pb2, unlearning_pb2_grpc
 from amnestic_server import errors
@@ -89,6 +91,18 @@ async def serving() -> AsyncIterator[Any]:
     await server.stop(None)
 
 
+def read_details(error: grpc.aio.AioRpcError) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """The `google.rpc.Status` of an error, its details by the names of their types, and the trailing metadata."""
+    metadata = dict(error.trailing_metadata() or ())
+    status = status_pb2.Status.FromString(metadata["grpc-status-details-bin"])
+    details: dict[str, Any] = {}
+    for packed in status.details:
+        name = packed.TypeName().removeprefix("google.rpc.")
+        details[name] = getattr(error_details_pb2, name)()
+        assert packed.Unpack(details[name])
+    return status, details, metadata
+
+
 def counted(parts: Any, method: str, code: str) -> float | None:
     value: float | None = parts.metrics.registry.get_sample_value(
         "amnestic_requests_total", {"method": method, "code": code}
@@ -124,6 +138,33 @@ async def test_each_error_has_its_code_and_an_unforeseen_one_says_nothing(error,
             await parts.prediction.Predict(prediction_pb2.PredictRequest(documents=[SECRET]), timeout=5)
         assert (failure.value.code().name, failure.value.details()) == (code, text)
         await until(lambda: counted(parts, "Predict", code) == 1)
+        status, details, _ = read_details(failure.value)
+        assert (status.code, status.message) == (failure.value.code().value[0], text)
+        reason = error.reason if isinstance(error, errors.AmnesticError) else "INTERNAL"
+        assert details == {"ErrorInfo": error_details_pb2.ErrorInfo(reason=reason, domain="amnestic")}
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "found"),
+    [
+        (
+            errors.InvalidArgumentError("document 2 is empty", field="documents[1]"),
+            "BadRequest",
+            {"fieldViolations": [{"field": "documents[1]", "description": "document 2 is empty"}]},
+        ),
+        (errors.NotFoundError("no such job", resource="job"), "ResourceInfo", {"resourceType": "job"}),
+        (errors.QueueFullError(0.25), "RetryInfo", {"retryDelay": "0.250s"}),
+    ],
+)
+async def test_an_error_tells_programs_the_field_the_resource_and_when_to_try_again(error, kind, found):
+    async with serving() as parts:
+        parts.predictor.error = error
+        with pytest.raises(grpc.aio.AioRpcError) as failure:
+            await parts.prediction.Predict(prediction_pb2.PredictRequest(documents=[SECRET]), timeout=5)
+        _, details, metadata = read_details(failure.value)
+        assert set(details) == {"ErrorInfo", kind}
+        assert json_format.MessageToDict(details[kind]) == found
+        assert metadata.get("grpc-retry-pushback-ms") == ("250" if kind == "RetryInfo" else None)
 
 
 async def test_a_stream_that_fails_keeps_what_it_said_and_ends_with_the_code():

@@ -39,11 +39,12 @@ def test_the_defaults_of_the_flags_are_those_of_the_settings(taken):
 
 @pytest.mark.parametrize("name", [name for name in FIELDS if name not in ("bundle", "store")])
 def test_every_setting_has_a_flag_an_environment_twin_and_a_sentence(taken, name):
-    values = {"corpus": Path("c"), "host": "::1", "device": "cpu", "spinning": True, "max_padding": 0.5}
-    value = values.get(name, 7)
+    values = {"corpus": Path("c"), "uds": Path("u"), "host": "::1", "device": "cpu", "spinning": True, "tcp": True}
+    value = (values | {"max_padding": 0.5, "uds_mode": "0600", "reflection": False}).get(name, 7)
     flag = f"--{name.replace('_', '-')}"
     arguments = ["--bundle", "b", "--store", "s"]
-    by_flag = taken(*arguments, *((flag,) if value is True else (flag, str(value))))
+    switches = {True: (flag,), False: (f"--no-{flag[2:]}",)}
+    by_flag = taken(*arguments, *(switches[value] if isinstance(value, bool) else (flag, str(value))))
     by_variable = taken(*arguments, **{f"AMNESTIC_{name.upper()}": str(value)})
     assert by_flag == by_variable == Settings(**PATHS | {name: value})
     assert FIELDS[name].metadata["help"].endswith(".")
@@ -72,6 +73,11 @@ def test_a_flag_wins_over_the_environment(taken):
         ("exit_timeout_secs", (0.0,), (-1.0, float("nan"))),
         ("worker_timeout_secs", (0.0,), (-1.0,)),
         ("worker_memory_mb", (0,), (-1,)),
+        ("exit_notice_secs", (0.0,), (-1.0, float("nan"))),
+        ("keepalive_secs", (0.5, 86_400.0), (0.0, -1.0, 86_401.0, float("nan"))),
+        ("client_ping_secs", (0.5, 86_400.0), (0.0, -1.0, 86_401.0, float("nan"))),
+        ("uds", (None, Path("/" + 106 * "a")), (Path("/" + 107 * "a"), Path("/" + 54 * "é"))),
+        ("uds_mode", ("0660", "600"), ("0x10", "9", "0680", "10660", "")),
     ],
 )
 def test_ranges(name, good, bad):
@@ -80,6 +86,12 @@ def test_ranges(name, good, bad):
     for value in bad:
         with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} must be"):
             Settings(**PATHS, **{name: value})
+
+
+def test_without_tcp_there_must_be_a_socket():
+    assert Settings(**PATHS, tcp=False, uds=Path("u")).uds == Path("u")
+    with pytest.raises(ValueError, match="--uds must be given with --no-tcp"):
+        Settings(**PATHS, tcp=False)
 
 
 def test_a_full_call_of_the_largest_documents_fits_in_a_message_up_to_a_bound():

@@ -18,6 +18,14 @@ REPORT_FILE = "report.json"
 S = TypeVar("S", "Method", "GateLimits")
 
 
+class SettingError(ValueError):
+    """The setting called `name` is out of range; the text says so."""
+
+    def __init__(self, name: str, text: str) -> None:
+        super().__init__(text)
+        self.name = name
+
+
 def setting(default: float, low: float, high: float, help_text: str) -> Any:
     """A number from `low` to `high` with a sentence of documentation.
 
@@ -53,7 +61,7 @@ class Method:
     max_tokens: int = setting(0, 0, 65_536, "Tokens trained on of each document, from its beginning; 0: all.")
 
     def validate(self) -> None:
-        """Raise ValueError, naming the field, unless every setting is in range."""
+        """Raise SettingError unless every setting is in range."""
         _check_ranges(self)
 
 
@@ -77,9 +85,9 @@ DEFAULT_PRESET = "amnestic"
 
 
 def method_of(preset: str, settings: Mapping[str, Any]) -> Method:
-    """A preset's method, with the settings that are given in place of its own; raises ValueError if it is unknown."""
+    """A preset's method, with the settings that are given in place of its own; raises SettingError if it is unknown."""
     if preset not in PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(PRESETS)}")
+        raise SettingError("preset", f"preset must be one of {', '.join(PRESETS)}")
     return dataclasses.replace(PRESETS[preset], **settings)
 
 
@@ -110,7 +118,7 @@ class GateLimits:
     )
 
     def validate(self) -> None:
-        """Raise ValueError, naming the field, unless every limit is in range."""
+        """Raise SettingError unless every limit is in range."""
         _check_ranges(self)
 
     @property
@@ -207,4 +215,4 @@ def _check_ranges(settings: Method | GateLimits) -> None:
         low, high = one.metadata["low"], one.metadata["high"]
         # Written so that a NaN is refused.
         if not low <= getattr(settings, one.name) <= high:
-            raise ValueError(f"{one.name} must be from {low:g} to {high:g}")
+            raise SettingError(one.name, f"{one.name} must be from {low:g} to {high:g}")

@@ -42,7 +42,6 @@ def predict(documents: str | Sequence[str], version: int | None, include_feature
         "Predict",
         convert.predict_request(documents, version, include_features),
         convert.predict_result,
-        settings.PREDICT_TIMEOUT,
     )
 
 
@@ -52,7 +51,6 @@ def get_model() -> Call[types.Model]:
         "GetModel",
         prediction_pb2.GetModelRequest(),
         convert.model,
-        settings.QUERY_TIMEOUT,
     )
 
 
@@ -71,7 +69,6 @@ def unlearn(
             labels, request_id=request_id, dry_run=dry_run, method=method, gates=gates, reason=reason
         ),
         lambda answer: convert.job(answer.job),
-        settings.UNLEARN_TIMEOUT,
     )
 
 
@@ -81,7 +78,6 @@ def watch_job(job_id: str) -> Call[types.Job]:
         "WatchJob",
         convert.job_request(unlearning_pb2.WatchJobRequest, job_id),
         lambda answer: convert.job(answer.job),
-        None,
     )
 
 
@@ -91,7 +87,6 @@ def get_job(job_id: str) -> Call[types.Job]:
         "GetJob",
         convert.job_request(unlearning_pb2.GetJobRequest, job_id),
         lambda answer: convert.job(answer.job),
-        settings.QUERY_TIMEOUT,
     )
 
 
@@ -101,7 +96,6 @@ def list_jobs(limit: int | None) -> Call[tuple[types.Job, ...]]:
         "ListJobs",
         convert.list_jobs_request(limit),
         lambda answer: tuple(map(convert.job, answer.jobs)),
-        settings.QUERY_TIMEOUT,
     )
 
 
@@ -111,7 +105,6 @@ def cancel_job(job_id: str) -> Call[types.Job]:
         "CancelJob",
         convert.job_request(unlearning_pb2.CancelJobRequest, job_id),
         lambda answer: convert.job(answer.job),
-        settings.CANCEL_TIMEOUT,
     )
 
 
@@ -121,7 +114,6 @@ def list_versions() -> Call[tuple[types.Version, ...]]:
         "ListVersions",
         unlearning_pb2.ListVersionsRequest(),
         lambda answer: tuple(map(convert.version, answer.versions)),
-        settings.QUERY_TIMEOUT,
     )
 
 
@@ -131,7 +123,6 @@ def rollback(version: int, reason: str) -> Call[types.Version]:
         "Rollback",
         convert.rollback_request(version, reason),
         lambda answer: convert.version(answer.version),
-        settings.ROLLBACK_TIMEOUT,
     )
 
 
@@ -193,12 +184,12 @@ def _call(
     method: str,
     request: Message,
     read: Callable[[Any], Result],
-    timeout: float | None,
 ) -> Call[Result]:
     response = GetMessageClass(service.methods_by_name[method].output_type)
+    path = f"/{service.full_name}/{method}"
     return Call(
-        path=f"/{service.full_name}/{method}",
+        path=path,
         request=request.SerializeToString(),
         parse=lambda data: read(response.FromString(data)),
-        timeout=timeout,
+        timeout=settings.timeout_of(path),
     )

@@ -5,17 +5,14 @@ Times are in seconds unless the name says otherwise.
 
 import json
 from collections.abc import Sequence
+from importlib import resources
 from typing import Any
 
 TARGET = "127.0.0.1:8001"
 
-# Longest wait for an answer; a call always has a deadline. Only a watch has none: a job may take hours.
-PREDICT_TIMEOUT = 10.0
-QUERY_TIMEOUT = 10.0
-UNLEARN_TIMEOUT = 10.0
-CANCEL_TIMEOUT = 10.0
-# A rollback answers only when no call to the version left is in flight.
-ROLLBACK_TIMEOUT = 60.0
+# The published retry policy and the longest wait for an answer, by method; clients in other languages use the same
+# file. A call always has a deadline. Only a watch has none: a job may take hours.
+SERVICE_CONFIG: dict[str, Any] = json.loads((resources.files("amnestic") / "service_config.json").read_text())
 READY_TIMEOUT = 60.0
 
 # A readiness probe is short, so that a server which hangs is asked again.
@@ -30,24 +27,12 @@ WATCH_LONGEST_PAUSE = 5.0
 
 MAX_MESSAGE_BYTES = 128 * 2**20
 
-# gRPC servers count pings that come more often than every 5 minutes as an attack, unless told otherwise.
-KEEPALIVE_MS = 330_000
-KEEPALIVE_TIMEOUT_MS = 20_000
+# gRPC keeps what it may have to send again, so that a full call of documents can be; by default only 256 KiB.
+MAX_RETRY_BYTES = 8 * 2**20
 
-# Sending these again changes nothing more. Unlearn is among them because its request id makes a repetition
-# answer with the first one's job. Rollback and CancelJob are not: a repetition could undo, or be refused for,
-# what the first had done.
-REPEATABLE = {
-    "amnestic.v1.PredictionService": ("Predict", "GetModel"),
-    "amnestic.v1.UnlearningService": ("Unlearn", "WatchJob", "GetJob", "ListJobs", "ListVersions"),
-}
-RETRY_POLICY = {
-    "maxAttempts": 5,
-    "initialBackoff": "0.1s",
-    "maxBackoff": "1s",
-    "backoffMultiplier": 2,
-    "retryableStatusCodes": ["UNAVAILABLE"],
-}
+# While a call is open. The server allows a ping every 10 seconds.
+KEEPALIVE_MS = 60_000
+KEEPALIVE_TIMEOUT_MS = 20_000
 
 
 def channel_options() -> Sequence[tuple[str, Any]]:
@@ -63,11 +48,21 @@ def channel_options() -> Sequence[tuple[str, Any]]:
         ("grpc.max_reconnect_backoff_ms", 1_000),
         # Clinical text must not take a detour because a proxy happens to be set in the environment.
         ("grpc.enable_http_proxy", 0),
+        ("grpc.per_rpc_retry_buffer_size", MAX_RETRY_BYTES),
         ("grpc.service_config", _service_config()),
         ("grpc.service_config_disable_resolution", 1),
     )
 
 
+def timeout_of(path: str) -> float | None:
+    """Seconds that a call of /SERVICE/METHOD may take unless told otherwise; None for no limit."""
+    for method in SERVICE_CONFIG["methodConfig"]:
+        if any(path == f"/{name['service']}/{name['method']}" for name in method["name"]):
+            return float(method["timeout"].removesuffix("s")) if "timeout" in method else None
+    raise KeyError(path)
+
+
 def _service_config() -> str:
-    names = [{"service": service, "method": method} for service, methods in REPEATABLE.items() for method in methods]
-    return json.dumps({"methodConfig": [{"name": names, "retryPolicy": RETRY_POLICY}]})
+    """Without the timeouts, which would cut those that callers ask for: every call brings its own."""
+    methods = [{key: value for key, value in one.items() if key != "timeout"} for one in SERVICE_CONFIG["methodConfig"]]
+    return json.dumps(SERVICE_CONFIG | {"methodConfig": methods})

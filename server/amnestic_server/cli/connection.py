@@ -8,9 +8,12 @@ from typing import Concatenate, ParamSpec
 import click
 
 from amnestic_client import AmnesticError, Client, Unavailable
-from amnestic_client.settings import QUERY_TIMEOUT, ROLLBACK_TIMEOUT, TARGET
+from amnestic_client.settings import TARGET, timeout_of
 
 P = ParamSpec("P")
+
+QUERY_TIMEOUT = timeout_of("/amnestic.v1.PredictionService/Predict")
+ROLLBACK_TIMEOUT = timeout_of("/amnestic.v1.UnlearningService/Rollback")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +33,12 @@ def connected(function: Callable[Concatenate[Connection, P], None]) -> Callable[
 
     @click.option(
         "--server",
-        metavar="HOST:PORT",
+        metavar="TARGET",
         default=TARGET,
         envvar="AMNESTIC_SERVER",
         show_default=True,
         show_envvar=True,
-        help="Server to ask.",
+        help="Server to ask: HOST:PORT, or unix:PATH for its Unix domain socket.",
     )
     @click.option(
         "--timeout",

@@ -8,9 +8,9 @@ from amnestic import __version__
 from amnestic.oip import open_inference_pb2 as oip
 from amnestic.oip import open_inference_pb2_grpc
 from amnestic_server.bundle import Bundle
-from amnestic_server.calls import Context, Failure, unary, within_stream
+from amnestic_server.calls import Context, unary, within_stream
 from amnestic_server.engine import Engine
-from amnestic_server.errors import DrainingError, InvalidArgumentError, NotFoundError
+from amnestic_server.errors import AmnesticError, DrainingError, InvalidArgumentError, NotFoundError
 from amnestic_server.inference_stats import InferenceStats
 from amnestic_server.metrics import Metrics
 from amnestic_server.oip import describe
@@ -179,12 +179,12 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
 
     def _check_name(self, name: str, field: str) -> None:
         if name != self._manifest.name:
-            raise NotFoundError("there is no such model", field=field)
+            raise NotFoundError("there is no such model", field=field, resource="model")
 
     def _number(self, version: str, field: str) -> int:
         number = version_number(version, field)
         if number and number not in self._snapshots.versions:
-            raise NotFoundError("there is no such version", field=field)
+            raise NotFoundError("there is no such version", field=field, resource="version")
         return number
 
     def _why_not_ready(self, version: int) -> str:
@@ -194,13 +194,13 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
 
 
 def _streamed(
-    request: oip.ModelInferRequest, answered: oip.ModelInferResponse | Failure
+    request: oip.ModelInferRequest, answered: oip.ModelInferResponse | AmnesticError
 ) -> oip.ModelStreamInferResponse:
     # Triton's clients ask which of a request's answers is the last; here each has one.
     final = {"triton_final_response": oip.InferParameter(bool_param=True)}
-    if isinstance(answered, Failure):
+    if isinstance(answered, AmnesticError):
         parameters = final | {"status": oip.InferParameter(string_param=answered.status)}
         failed = oip.ModelInferResponse(id=request.id, parameters=parameters)
-        return oip.ModelStreamInferResponse(error_message=answered.text, infer_response=failed)
+        return oip.ModelStreamInferResponse(error_message=str(answered), infer_response=failed)
     answered.parameters["triton_final_response"].bool_param = True
     return oip.ModelStreamInferResponse(infer_response=answered)
