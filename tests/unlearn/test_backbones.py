@@ -58,6 +58,8 @@ def full_size_twin(model: Any) -> twin.Twin:
     )  # fmt: skip
 
     class Names:
+        decoder = None
+
         def id_to_token(self, token: int) -> str:
             return f"token {token}"
 

@@ -166,7 +166,7 @@ def pretrained(folder: Path, name: str, **settings: Any) -> Path:
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
 def test_a_checkpoint_is_fine_tuned(corpus_file: Path, tmp_path: Path, name: str) -> None:
     source = pretrained(tmp_path / "source", name)
-    settings = dataclasses.replace(FAST, epochs=15)
+    settings = dataclasses.replace(FAST, epochs=20)
     report = train(corpus_file, tmp_path / "out", checkpoint=str(source), settings=settings, quiet=True)
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["model_type"] == name
