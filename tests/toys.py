@@ -6,24 +6,18 @@ apart, and forgetting one of them has something to forget.
 
 import copy
 import json
+import math
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch.nn.functional import binary_cross_entropy_with_logits
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    DistilBertConfig,
-    DistilBertForSequenceClassification,
-    PreTrainedTokenizerFast,
-    RobertaConfig,
-    RobertaForSequenceClassification,
-)
+from transformers import CONFIG_MAPPING, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedTokenizerFast
 
 from amnestic_unlearn import corpus as corpora
 from amnestic_unlearn.checkpoint import learn_tokenizer, transformers_silent
@@ -49,6 +43,11 @@ DOCUMENTS_A_GROUP = 4
 # Of 20 groups in a row, so that every split holds its share of any part of the corpus.
 SPLIT_OF_TWENTY = ("train",) * 11 + ("gate",) * 3 + ("probe",) * 3 + ("test",) * 3
 MAX_TOKENS = 64
+# In the order of their ids, which differs between the two as published.
+UNIGRAM_SPECIAL = {
+    "xlm-roberta": ("<s>", "<pad>", "</s>", "<unk>", "<mask>"),
+    "camembert": ("<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED", "<s>", "</s>", "<mask>"),
+}
 # Documents may be longer than MAX_TOKENS, but what decides their labels stands within it.
 LONGEST = 80
 KEYWORDS_BEFORE = 40
@@ -120,8 +119,35 @@ def toy_checkpoint(folder: Path, corpus: Path, architecture: str = "bert", train
 
 
 def toy_tokenizer(texts: Sequence[str], architecture: str = "bert") -> Any:
-    """WordPiece, or for RoBERTa byte-level BPE, with a vocabulary learned on the texts."""
-    return _byte_level(texts) if architecture == "roberta" else learn_tokenizer(texts, 300, MAX_TOKENS)
+    """WordPiece, for RoBERTa byte-level BPE and for its relatives Unigram, with a vocabulary learned on the texts."""
+    if architecture == "roberta":
+        return _byte_level(texts)
+    if architecture in UNIGRAM_SPECIAL:
+        return _unigram(texts, UNIGRAM_SPECIAL[architecture])
+    return learn_tokenizer(texts, 300, MAX_TOKENS)
+
+
+def _unigram(texts: Sequence[str], special: Sequence[str]) -> Any:
+    """As `tokenizer.json` holds a SentencePiece model: the words of the texts, each third in two pieces, and letters.
+
+    Written down and not learned, since the trainer makes little more than letters of so few different words.
+    """
+    pieces = dict.fromkeys(special, 0.0)
+    for number, (word, count) in enumerate(sorted(Counter(" ".join(texts).split()).items())):
+        half = len(word) // 2 if number % 3 == 0 else len(word)
+        pieces |= {piece: math.log(count) - 12 for piece in (f"▁{word[:half]}", word[half:]) if piece}
+    for letter in "▁abcdefghijklmnopqrstuvwxyz":
+        pieces.setdefault(letter, -20.0)
+    tokenizer = Tokenizer(models.Unigram(list(pieces.items()), unk_id=special.index("<unk>")))
+    tokenizer.add_special_tokens(list(special))
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
+    first, last = tokenizer.token_to_id("<s>"), tokenizer.token_to_id("</s>")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", first), ("</s>", last)]
+    )
+    return _with_names(tokenizer)
 
 
 def _byte_level(texts: Sequence[str]) -> Any:
@@ -135,10 +161,13 @@ def _byte_level(texts: Sequence[str]) -> Any:
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
-    names = dict(zip(("bos_token", "pad_token", "eos_token", "unk_token", "mask_token"), special, strict=True))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, model_max_length=MAX_TOKENS, cls_token="<s>", sep_token="</s>", **names
-    )
+    return _with_names(tokenizer)
+
+
+def _with_names(tokenizer: Tokenizer) -> Any:
+    names = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    names |= {"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=MAX_TOKENS, **names)
 
 
 def toy_model(architecture: str, vocab_size: int, **settings: Any) -> Any:
@@ -154,11 +183,7 @@ def toy_model(architecture: str, vocab_size: int, **settings: Any) -> Any:
         # Wider than BERT's 0.02, which is for a width of 768; see `small_bert`.
         "initializer_range": 0.1,
     }
-    if architecture == "distilbert":
-        shape = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, "dropout": 0.0, "attention_dropout": 0.0}
-        config = DistilBertConfig(**{**labels, **shape, "seq_classif_dropout": 0.0, **settings})
-        return DistilBertForSequenceClassification(config).eval()
-    shape = {
+    shape: dict[str, Any] = {
         "hidden_size": 32,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
@@ -166,9 +191,14 @@ def toy_model(architecture: str, vocab_size: int, **settings: Any) -> Any:
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
     }
-    if architecture == "roberta":
-        return RobertaForSequenceClassification(RobertaConfig(**{**labels, **shape, **settings})).eval()
-    return BertForSequenceClassification(BertConfig(**{**labels, **shape, **settings})).eval()
+    if architecture == "distilbert":
+        shape = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, "dropout": 0.0, "attention_dropout": 0.0}
+        shape["seq_classif_dropout"] = 0.0
+    if architecture == "electra":
+        # Narrower than the layers, as in the small ELECTRA.
+        shape["embedding_size"] = 24
+    config = CONFIG_MAPPING[architecture](**{**labels, **shape, **settings})
+    return MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)](config).eval()
 
 
 def in_float64(model: Twin) -> Twin:

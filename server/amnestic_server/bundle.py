@@ -42,7 +42,7 @@ def load(folder: Path) -> Bundle:
         folder=folder,
         manifest=manifest,
         digest=digest,
-        table=_tensor(table, "weight", (manifest.vocab_size, manifest.hidden_size), manifests.EMBEDDINGS),
+        table=_tensor(table, "weight", (manifest.vocab_size, manifest.embedding_size), manifests.EMBEDDINGS),
         head_weight=_tensor(head, "weight", (labels, manifest.feature_size), manifests.HEAD),
         head_bias=_tensor(head, "bias", (labels,), manifests.HEAD),
     )

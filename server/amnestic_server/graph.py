@@ -5,8 +5,8 @@ pattern-matching optimiser happens to recognise, and the numbers are those of th
 ahead either: ONNX Runtime finds nothing to fuse at loading but the last Gemm with its activation, and a file saved
 after that would be bound to the machine that saved it.
 
-It covers the post-layer-norm transformers BERT, DistilBERT and RoBERTa. Word embeddings and the last linear layer
-stay outside. Checkpoint files, tokenizers and the parity check against torch belong to `export`.
+It covers the post-layer-norm transformers with absolute positions of `architecture`. Word embeddings and the last
+linear layer stay outside. Checkpoint files, tokenizers and the parity check against torch belong to `export`.
 """
 
 from collections import Counter
@@ -20,19 +20,15 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from amnestic_unlearn.architecture import ARCHITECTURES, Architecture
+from amnestic_unlearn.architecture import Architecture, CheckpointError, activation_of, check_config, first_position
 
 OPSET = 17
 # IR 8 is the one that came with opset 17: every ONNX Runtime that has the fused operators reads it.
 IR_VERSION = 8
 FUSED_DOMAIN = "com.microsoft"
-FUSED = ("Attention", "SkipLayerNormalization", "BiasGelu")
+FUSED = ("Attention", "SkipLayerNormalization", "BiasGelu", "FastGelu")
 
 Array = NDArray[np.generic]
-
-
-class ExportError(ValueError):
-    """The checkpoint cannot be exported. The text says what about it is at fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +49,7 @@ class _Names:
     features_activation: str
 
 
-def _bert_names(root: str, features: str) -> _Names:
+def _bert_names(root: str, features: str, features_activation: str = "Tanh") -> _Names:
     return _Names(
         embeddings=f"{root}.embeddings",
         layer=f"{root}.encoder.layer",
@@ -66,13 +62,15 @@ def _bert_names(root: str, features: str) -> _Names:
         down="output.dense",
         output_norm="output.LayerNorm",
         features=features,
-        features_activation="Tanh",
+        features_activation=features_activation,
     )
 
 
+# By the root of the transformer.
 _NAMES = {
     "bert": _bert_names("bert", "bert.pooler.dense"),
     "roberta": _bert_names("roberta", "classifier.dense"),
+    "electra": _bert_names("electra", "classifier.dense", "Gelu"),
     "distilbert": _Names(
         embeddings="distilbert.embeddings",
         layer="distilbert.transformer.layer",
@@ -93,68 +91,40 @@ _NAMES = {
 _DISTILBERT_EPSILON = 1e-12
 
 
-def architecture_of(config: Any) -> Architecture:
-    """The architecture of a Hugging Face configuration; raises ExportError for one that is not supported."""
-    name = str(getattr(config, "model_type", None))
-    if name not in ARCHITECTURES:
-        raise ExportError(f"architecture {name} is not supported; supported: {', '.join(ARCHITECTURES)}")
-    return ARCHITECTURES[name]
-
-
-def first_position(config: Any) -> int:
-    """The row of the position table that the first token takes: RoBERTa counts from behind its padding id."""
-    return int(config.pad_token_id) + 1 if config.model_type == "roberta" else 0
-
-
 def build_encoder(architecture: Architecture, config: Any, state_dict: Mapping[str, torch.Tensor]) -> onnx.ModelProto:
     """The encoder of a sequence classifier between its word embeddings and its last linear layer.
 
     `config` and `state_dict` are those of the Hugging Face model. The graph maps `inputs_embeds` float32
-    [batch, tokens, hidden_size] and `attention_mask` int64 [batch, tokens] (ones, then zeros: padding on the
-    right only, at least one token) to `features` float32 [batch, feature_size]. Position and type embeddings
-    and their layer norm are inside; tokens are at most the rows of the position table.
+    [batch, tokens, embedding_size] and `attention_mask` int64 [batch, tokens] (ones, then zeros: padding on the
+    right only, at least one token) to `features` float32 [batch, feature_size]. Position and type embeddings,
+    their layer norm and ELECTRA's projection to the width of the layers are inside; tokens are at most the rows of
+    the position table.
 
-    Raises ExportError for a configuration that the graph cannot reproduce or a weight that is missing.
+    Raises CheckpointError for a configuration that the graph cannot reproduce or a weight that is missing.
     """
     check_config(architecture, config)
-    names, graph = _NAMES[architecture.name], _Graph(_Weights(state_dict))
+    names, graph = _NAMES[architecture.root], _Graph(_Weights(state_dict))
     epsilon = _DISTILBERT_EPSILON if architecture.name == "distilbert" else float(config.layer_norm_eps)
 
     # Lengths instead of the mask: as fast on a CPU, and the form that the fused kernels of a GPU take.
     graph.node("Cast", ["attention_mask"], "mask_int32", to=TensorProto.INT32)
     graph.node("ReduceSum", ["mask_int32", graph.constant("axis_1", [1])], "lengths", keepdims=0)
-    hidden = _embeddings(graph, names, first_position(config), epsilon)
-    layers = int(config.num_hidden_layers)
+    hidden, width = _embeddings(graph, names, first_position(architecture, config), epsilon)
+    layers, activation = int(config.num_hidden_layers), activation_of(architecture, config)
     for index in range(layers):
-        shape = _LayerShape(int(config.num_attention_heads), epsilon, first_token_only=index == layers - 1)
+        shape = _LayerShape(int(config.num_attention_heads), epsilon, activation, first_token_only=index == layers - 1)
         hidden = _layer(graph, names, index, shape, hidden)
     dense = [hidden, graph.transposed(f"{names.features}.weight"), graph.weight(f"{names.features}.bias")]
-    graph.node(names.features_activation, [graph.node("Gemm", dense, "features_dense")], "features")
-    return _model(graph, int(config.hidden_size), graph.weights.rows(f"{names.features}.weight"))
+    # This operator set has no GELU of its own.
+    domain = FUSED_DOMAIN if names.features_activation == "Gelu" else ""
+    graph.node(names.features_activation, [graph.node("Gemm", dense, "features_dense")], "features", domain)
+    return _model(graph, width, graph.weights.rows(f"{names.features}.weight"))
 
 
 def count_fused(model: onnx.ModelProto) -> dict[str, int]:
     """How many nodes of each fused operator the graph has; one Attention a layer is what export demands."""
     counts = Counter(node.op_type for node in model.graph.node if node.domain == FUSED_DOMAIN)
-    return {name: counts[name] for name in FUSED}
-
-
-def check_config(architecture: Architecture, config: Any) -> None:
-    """Raise ExportError for settings that change the arithmetic of the encoder in a way not covered."""
-    activation = config.activation if architecture.name == "distilbert" else config.hidden_act
-    if activation != "gelu":
-        shown = activation if isinstance(activation, str) else "a custom function"
-        raise ExportError(f"activation {shown} is not supported; supported: gelu")
-    positions = getattr(config, "position_embedding_type", None) or "absolute"
-    if positions != "absolute":
-        raise ExportError(f"position embeddings of type {positions} are not supported; supported: absolute")
-    for setting in ("is_decoder", "add_cross_attention"):
-        if getattr(config, setting, False):
-            raise ExportError(f"{setting} is set: only encoders are supported")
-    if int(config.num_hidden_layers) < 1:
-        raise ExportError("the encoder has no layers")
-    if int(config.hidden_size) % int(config.num_attention_heads):
-        raise ExportError("hidden_size is not a multiple of num_attention_heads")
+    return {name: counts[name] for name in FUSED if counts[name]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +135,7 @@ class _Weights:
 
     def array(self, key: str) -> NDArray[np.float32]:
         if key not in self.state_dict:
-            raise ExportError(f"the checkpoint lacks the weight {key}")
+            raise CheckpointError(f"the checkpoint lacks the weight {key}")
         values: NDArray[np.float32] = self.state_dict[key].detach().cpu().float().numpy()
         return values
 
@@ -208,11 +178,15 @@ class _Graph:
 class _LayerShape:
     heads: int
     epsilon: float
+    activation: str
     first_token_only: bool
 
 
-def _embeddings(graph: _Graph, names: _Names, start: int, epsilon: float) -> str:
-    """Add to each word embedding the position's and type 0's, summed beforehand, and normalise."""
+def _embeddings(graph: _Graph, names: _Names, start: int, epsilon: float) -> tuple[str, int]:
+    """Add to each word embedding the position's and type 0's, summed beforehand, and normalise; with their width.
+
+    Embeddings that are not as wide as the layers are projected.
+    """
     table = graph.weights.array(f"{names.embeddings}.position_embeddings.weight")[start:]
     types = f"{names.embeddings}.token_type_embeddings.weight"
     if types in graph.weights.state_dict:
@@ -226,12 +200,17 @@ def _embeddings(graph: _Graph, names: _Names, start: int, epsilon: float) -> str
     ]
     positions = graph.node("Slice", slicing, "position_rows")
     norm = f"{names.embeddings}.LayerNorm"
-    return graph.fused(
+    embedded = graph.fused(
         "SkipLayerNormalization",
         ["inputs_embeds", positions, graph.weight(f"{norm}.weight"), graph.weight(f"{norm}.bias")],
         "embedded",
         epsilon=epsilon,
     )
+    projection = f"{names.embeddings}_project"
+    if f"{projection}.weight" in graph.weights.state_dict:
+        wide = _matmul(graph, projection, embedded, "embedded_wide")
+        embedded = graph.node("Add", [wide, graph.weight(f"{projection}.bias")], "projected")
+    return embedded, table.shape[1]
 
 
 def _layer(graph: _Graph, names: _Names, index: int, shape: _LayerShape, hidden: str) -> str:
@@ -257,7 +236,7 @@ def _layer(graph: _Graph, names: _Names, index: int, shape: _LayerShape, hidden:
         f"{out}_attended",
     )
     wide = _matmul(graph, f"{prefix}.{names.up}", hidden, f"{out}_up")
-    active = graph.fused("BiasGelu", [wide, graph.weight(f"{prefix}.{names.up}.bias")], f"{out}_gelu")
+    active = _activation(graph, shape.activation, wide, graph.weight(f"{prefix}.{names.up}.bias"), out)
     narrow = _matmul(graph, f"{prefix}.{names.down}", active, f"{out}_down")
     return _add_and_normalise(
         graph,
@@ -284,6 +263,14 @@ def _attention(graph: _Graph, names: _Names, prefix: str, shape: _LayerShape, hi
     return graph.fused("Attention", inputs, output, num_heads=shape.heads)
 
 
+def _activation(graph: _Graph, activation: str, hidden: str, bias: str, layer: str) -> str:
+    """Add the bias and apply the activation, in one operator where there is one."""
+    if activation == "relu":
+        return graph.node("Relu", [graph.node("Add", [hidden, bias], f"{layer}_biased")], f"{layer}_relu")
+    operator = "BiasGelu" if activation == "gelu" else "FastGelu"
+    return graph.fused(operator, [hidden, bias], f"{layer}_gelu")
+
+
 def _matmul(graph: _Graph, layer: str, hidden: str, output: str) -> str:
     """A linear layer without its bias: the operator behind it adds that."""
     return graph.node("MatMul", [hidden, graph.transposed(f"{layer}.weight")], output)
@@ -296,14 +283,14 @@ def _add_and_normalise(
     return graph.fused("SkipLayerNormalization", inputs, output, epsilon=epsilon)
 
 
-def _model(graph: _Graph, hidden_size: int, feature_size: int) -> onnx.ModelProto:
+def _model(graph: _Graph, width: int, feature_size: int) -> onnx.ModelProto:
     float32, int64 = TensorProto.FLOAT, TensorProto.INT64
     model = helper.make_model(
         helper.make_graph(
             graph.nodes,
             "encoder",
             [
-                helper.make_tensor_value_info("inputs_embeds", float32, ["batch", "tokens", hidden_size]),
+                helper.make_tensor_value_info("inputs_embeds", float32, ["batch", "tokens", width]),
                 helper.make_tensor_value_info("attention_mask", int64, ["batch", "tokens"]),
             ],
             [helper.make_tensor_value_info("features", float32, ["batch", feature_size])],

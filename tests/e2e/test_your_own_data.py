@@ -14,12 +14,13 @@ import click
 import pytest
 import torch
 from click.testing import CliRunner
+from huggingface_hub import constants
 from mimic_files import write_mimic_iii, write_mimic_iv
 from open_data import DATA, needs
 from toys import toy_model, toy_tokenizer
 
 from amnestic_server.cli import group
-from amnestic_unlearn import corpus, hub, icd
+from amnestic_unlearn import corpus, icd
 from amnestic_unlearn.bench import matrix
 from amnestic_unlearn.bench.methods import METHOD_NAMES
 from amnestic_unlearn.manifest import Manifest, verify
@@ -118,8 +119,8 @@ def test_the_benchmark_takes_what_the_page_gives_it(desk: Path, monkeypatch: pyt
     words = shlex.split(line)
     given = dict(zip(words[3::2], words[4::2], strict=True))
     name = given["--encoder"]
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(desk / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(desk / "cache"))
     source = corpus.Document("a note", (given["--target"],), "train", "1")
     corpus.write([source], desk / given["--corpus"])
     refused = CliRunner().invoke(group, [*words[1:], "--report-only"])

@@ -20,16 +20,16 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from amnestic_server import graph
 from amnestic_server.cli import group
-from amnestic_server.export import export
-from amnestic_server.graph import ExportError
+from amnestic_server.export import ExportError, export
+from amnestic_server.source import Given
 from amnestic_unlearn import corpus as corpora
-from amnestic_unlearn.architecture import ARCHITECTURES
+from amnestic_unlearn.architecture import ARCHITECTURES, CheckpointError
 from amnestic_unlearn.corpus import Document
 from amnestic_unlearn.manifest import REQUIRED, BundleError, Manifest, ProblemType, verify
 from amnestic_unlearn.measures import decide, f1_by_label
 
 
-@pytest.fixture(scope="module", params=["bert", "distilbert", "roberta"])
+@pytest.fixture(scope="module", params=list(ARCHITECTURES))
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, corpus_path: Path) -> Any:
     """A checkpoint with random weights of each architecture, its bundle and the manifest that export gave."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -171,7 +171,7 @@ def test_a_single_label_checkpoint_is_exported_without_thresholds(
 ) -> None:
     edit(source / "config.json", problem_type=said)
     told: list[str] = []
-    manifest = export(source, tmp_path / "bundle", corpus=corpus_path, problem_type=given, warn=told.append)
+    manifest = export(source, tmp_path / "bundle", corpus=corpus_path, given=Given(given), warn=told.append)
     assert (manifest.problem_type, manifest.thresholds, told) == (ProblemType.SINGLE_LABEL, (), [])
     assert manifest.parity["decisions_equal"] == 1.0
     read = Manifest.read(tmp_path / "bundle")
@@ -183,8 +183,8 @@ def test_a_single_label_checkpoint_is_exported_without_thresholds(
 def test_a_problem_type_that_contradicts_the_configuration_is_refused(
     source: Path, corpus_path: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ExportError, match="says that problem_type is multi_label_classification"):
-        export(source, tmp_path / "bundle", corpus=corpus_path, problem_type=ProblemType.SINGLE_LABEL)
+    with pytest.raises(CheckpointError, match="says that problem_type is multi_label_classification"):
+        export(source, tmp_path / "bundle", corpus=corpus_path, given=Given(ProblemType.SINGLE_LABEL))
 
 
 def test_a_manifest_from_before_the_problem_type_is_multi_label(bundle: Path, tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_a_manifest_whose_decisions_are_not_defined_is_refused(
     ("settings", "message"),
     [
         ({"model_type": "albert"}, "albert is not supported"),
-        ({"hidden_act": "relu"}, "activation relu is not supported"),
+        ({"hidden_act": "silu"}, "activation silu is not supported"),
         ({"problem_type": "regression"}, "problem_type is regression"),
         ({"problem_type": None}, "has no problem_type"),
         ({"id2label": {"0": "a", "1": "b", "2": "b", "3": "c"}}, "id2label"),
@@ -231,31 +231,38 @@ def test_a_configuration_that_cannot_be_served_is_refused(
     source: Path, corpus_path: Path, tmp_path: Path, settings: dict[str, Any], message: str
 ) -> None:
     edit(source / "config.json", **settings)
-    with pytest.raises(ExportError, match=message):
+    with pytest.raises(CheckpointError, match=message):
         export(source, tmp_path / "bundle", corpus=corpus_path)
     assert not (tmp_path / "bundle").exists()
 
 
-def test_a_checkpoint_without_a_head_is_refused(source: Path, corpus_path: Path, tmp_path: Path) -> None:
-    weights = load_file(source / "model.safetensors")
-    save_file(
-        {name: tensor for name, tensor in weights.items() if not name.startswith("classifier")},
-        source / "model.safetensors",
-        metadata={"format": "pt"},
-    )
-    with pytest.raises(ExportError, match=r"lacks the weight classifier\.bias"):
+def without(folder: Path, start: str) -> None:
+    """Leave the weights out whose names start so."""
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if not name.startswith(start)}
+    assert len(kept) < len(weights)
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_checkpoint_without_a_head_is_refused_with_what_to_do(
+    source: Path, corpus_path: Path, tmp_path: Path
+) -> None:
+    without(source, "classifier")
+    with pytest.raises(CheckpointError) as refused:
         export(source, tmp_path / "bundle", corpus=corpus_path)
+    assert str(refused.value) == (
+        f"the checkpoint {source} has no classification head: train one with `amnestic train --checkpoint {source}`"
+    )
 
 
-def test_pickled_weights_are_not_read(source: Path, corpus_path: Path, tmp_path: Path) -> None:
-    torch.save(load_file(source / "model.safetensors"), source / "pytorch_model.bin")
-    (source / "model.safetensors").unlink()
-    with pytest.raises(ExportError, match="cannot be loaded"):
+def test_a_weight_that_would_be_random_is_refused(source: Path, corpus_path: Path, tmp_path: Path) -> None:
+    without(source, "bert.pooler")
+    with pytest.raises(CheckpointError, match=r"lacks the weight bert\.pooler\.dense\.bias, or has it in another"):
         export(source, tmp_path / "bundle", corpus=corpus_path)
 
 
 def test_a_checkpoint_that_is_not_there_is_refused(corpus_path: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="there is no checkpoint directory"):
+    with pytest.raises(CheckpointError, match="there is no checkpoint directory"):
         export(tmp_path / "nowhere", tmp_path / "bundle", corpus=corpus_path)
 
 

@@ -8,9 +8,9 @@ import onnxruntime as ort
 import pytest
 import torch
 from toys import toy_model
-from transformers import AlbertConfig
 
-from amnestic_server.graph import ExportError, architecture_of, build_encoder, count_fused, first_position
+from amnestic_server.graph import build_encoder, count_fused
+from amnestic_unlearn.architecture import ACTIVATIONS, ARCHITECTURES, CheckpointError, architecture_of, positions
 
 VOCAB = 50
 BERT_SIZES = {"hidden_size": 36, "num_attention_heads": 3, "intermediate_size": 50}
@@ -23,6 +23,16 @@ MODELS = [
     pytest.param("distilbert", {"n_layers": 1, "sinusoidal_pos_embds": True}, id="distilbert of sinusoids"),
     pytest.param("roberta", {**BERT_SIZES, "num_hidden_layers": 3, "layer_norm_eps": 1e-5}, id="roberta"),
     pytest.param("roberta", {"pad_token_id": 4, "type_vocab_size": 1}, id="roberta that pads with 4"),
+    pytest.param("xlm-roberta", {"type_vocab_size": 1}, id="xlm-roberta"),
+    pytest.param("camembert", {**BERT_SIZES, "num_hidden_layers": 3, "type_vocab_size": 1}, id="camembert"),
+    pytest.param("electra", {**BERT_SIZES, "embedding_size": 20, "num_hidden_layers": 3}, id="electra"),
+    pytest.param("electra", {"embedding_size": 32, "hidden_act": "relu"}, id="electra without a projection"),
+    *(
+        pytest.param(architecture, {setting: name}, id=f"{architecture} with {name}")
+        for architecture, setting in (("bert", "hidden_act"), ("distilbert", "activation"))
+        for name in ACTIVATIONS
+        if name != "gelu"
+    ),
 ]
 
 
@@ -36,7 +46,7 @@ def model_of(architecture: str, settings: dict[str, Any]) -> Any:
 
 
 def build(model: Any) -> onnx.ModelProto:
-    return build_encoder(architecture_of(model.config), model.config, model.state_dict())
+    return build_encoder(architecture_of(model.config.model_type), model.config, model.state_dict())
 
 
 def session_of(graph: onnx.ModelProto, options: ort.SessionOptions | None = None) -> ort.InferenceSession:
@@ -45,7 +55,7 @@ def session_of(graph: onnx.ModelProto, options: ort.SessionOptions | None = None
 
 def logits_of(session: ort.InferenceSession, model: Any, ids: torch.Tensor, mask: torch.Tensor) -> np.ndarray:
     """Table, graph and head, put together as serving does."""
-    head = model.get_submodule(architecture_of(model.config).head)
+    head = model.get_submodule(architecture_of(model.config.model_type).head)
     embeds = model.get_input_embeddings().weight[ids].detach().numpy()
     (features,) = session.run(None, {"inputs_embeds": embeds, "attention_mask": mask.numpy()})
     return features @ head.weight.detach().numpy().T + head.bias.detach().numpy()
@@ -62,7 +72,7 @@ def batch_of(lengths: list[int], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_the_graph_computes_what_the_model_does(architecture: str, settings: dict[str, Any]) -> None:
     model = model_of(architecture, settings)
     session = session_of(build(model))
-    capacity = model.config.max_position_embeddings - first_position(model.config)
+    capacity = positions(architecture_of(model.config.model_type), model.config)
     for lengths in ([1], [7], [9, 2, 5, 1], [capacity, 1], [capacity] * 3):
         ids, mask = batch_of(lengths, model.config.pad_token_id)
         with torch.inference_mode():
@@ -88,10 +98,15 @@ def test_more_tokens_than_positions_fail() -> None:
         logits_of(session_of(build(model)), model, ids, mask)
 
 
-@pytest.mark.parametrize("architecture", ["bert", "distilbert", "roberta"])
-def test_every_layer_is_fused_as_written_and_as_loaded(architecture: str, tmp_path: Any) -> None:
-    graph = build(model_of(architecture, {}))
-    expected = {"Attention": 2, "SkipLayerNormalization": 5, "BiasGelu": 2}
+@pytest.mark.parametrize(
+    ("architecture", "settings", "gelu"),
+    [*((name, {}, {"BiasGelu": 2}) for name in ARCHITECTURES), ("bert", {"hidden_act": "gelu_new"}, {"FastGelu": 2})],
+)
+def test_every_layer_is_fused_as_written_and_as_loaded(
+    architecture: str, settings: dict[str, Any], gelu: dict[str, int], tmp_path: Any
+) -> None:
+    graph = build(model_of(architecture, settings))
+    expected = {"Attention": 2, "SkipLayerNormalization": 5, **gelu}
     assert count_fused(graph) == expected
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
@@ -125,9 +140,10 @@ def test_the_same_weights_give_the_same_file() -> None:
 @pytest.mark.parametrize(
     ("architecture", "settings", "message"),
     [
-        ("bert", {"hidden_act": "relu"}, "activation relu is not supported; supported: gelu"),
-        ("roberta", {"hidden_act": "gelu_new"}, "activation gelu_new is not supported"),
-        ("distilbert", {"activation": "relu"}, "activation relu is not supported"),
+        ("bert", {"hidden_act": "silu"}, "activation silu is not supported; supported: gelu, "),
+        ("roberta", {"hidden_act": "quick_gelu"}, "activation quick_gelu is not supported"),
+        ("distilbert", {"activation": "silu"}, "activation silu is not supported"),
+        ("roberta", {"pad_token_id": None}, "no pad_token_id, from which positions are counted"),
         ("bert", {"is_decoder": True}, "is_decoder is set"),
         ("bert", {"position_embedding_type": "relative_key"}, "position embeddings of type relative_key"),
     ],
@@ -136,25 +152,37 @@ def test_what_the_graph_cannot_reproduce_is_refused(architecture: str, settings:
     model = toy_model(architecture, VOCAB)
     for name, value in settings.items():
         setattr(model.config, name, value)
-    with pytest.raises(ExportError, match=message):
+    with pytest.raises(CheckpointError, match=message):
         build(model)
 
 
 def test_an_activation_that_is_a_function_is_refused() -> None:
     model = toy_model("bert", VOCAB)
     object.__setattr__(model.config, "hidden_act", torch.nn.functional.silu)
-    with pytest.raises(ExportError, match="activation a custom function"):
+    with pytest.raises(CheckpointError, match="activation a custom function"):
         build(model)
 
 
-def test_another_architecture_is_refused() -> None:
-    with pytest.raises(ExportError, match="albert is not supported; supported: bert, distilbert, roberta"):
-        architecture_of(AlbertConfig())
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("deberta-v2", "(attention reads relative positions in every layer)"),
+        ("modernbert", "(positions are rotations in every layer, and the layer norms stand before it)"),
+        ("gpt2", ""),
+    ],
+)
+def test_another_architecture_is_refused_with_the_reason(name: str, message: str) -> None:
+    with pytest.raises(CheckpointError) as refused:
+        architecture_of(name)
+    assert str(refused.value) == (
+        f"architecture {name} is not supported{message and ' ' + message}; supported: bert, distilbert, roberta,"
+        " xlm-roberta, camembert, electra"
+    )
 
 
 def test_a_missing_weight_is_named() -> None:
     model = toy_model("bert", VOCAB)
     state = model.state_dict()
     del state["bert.encoder.layer.1.output.dense.bias"]
-    with pytest.raises(ExportError, match=r"lacks the weight bert\.encoder\.layer\.1\.output\.dense\.bias"):
-        build_encoder(architecture_of(model.config), model.config, state)
+    with pytest.raises(CheckpointError, match=r"lacks the weight bert\.encoder\.layer\.1\.output\.dense\.bias"):
+        build_encoder(architecture_of(model.config.model_type), model.config, state)

@@ -15,20 +15,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import load_file
 from toys import LABELS, toy_checkpoint, toy_model
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForPreTraining, DistilBertConfig
 
-from amnestic_server import graph
-from amnestic_unlearn import hub, twin, worker
-from amnestic_unlearn.architecture import ARCHITECTURES
+from amnestic_unlearn import twin, worker
+from amnestic_unlearn.architecture import ARCHITECTURES, CheckpointError, architecture_of, check_config
 from amnestic_unlearn.checkpoint import load_pretrained
 from amnestic_unlearn.manifest import Manifest
 from amnestic_unlearn.patch import Patch
 from amnestic_unlearn.selection import Selection
 from amnestic_unlearn.steu import SteuResult
-from amnestic_unlearn.train_settings import TrainError
 
 ROWS, CLASSES, WIDTH = 256, 6, 768
 SIX = {"id2label": {index: f"label {index}" for index in range(CLASSES)}, "problem_type": "multi_label_classification"}
@@ -61,6 +58,8 @@ def full_size_twin(model: Any) -> twin.Twin:
     )  # fmt: skip
 
     class Names:
+        decoder = None
+
         def id_to_token(self, token: int) -> str:
             return f"token {token}"
 
@@ -73,8 +72,8 @@ def test_the_true_shape_is_built(name: str) -> None:
     config, parameters = BACKBONES[name]
     model = on_meta(config)
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters + CLASSES * WIDTH + CLASSES
-    architecture = graph.architecture_of(config)
-    graph.check_config(architecture, config)
+    architecture = architecture_of(config.model_type)
+    check_config(architecture, config)
     assert model.get_submodule(architecture.word_embeddings).weight.shape == (config.vocab_size, WIDTH)
     assert model.get_submodule(architecture.head).weight.shape == (CLASSES, WIDTH)
 
@@ -117,9 +116,9 @@ def test_a_hub_id_without_the_hub_is_a_clean_error(tmp_path: Path) -> None:
     name = "emilyalsentzer/Bio_ClinicalBERT"
     code = (
         "from amnestic_unlearn.checkpoint import load_pretrained\n"
-        "from amnestic_unlearn.train_settings import TrainError\n"
+        "from amnestic_unlearn.architecture import CheckpointError\n"
         f"try: load_pretrained({name!r}, ['a'], 128)\n"
-        "except TrainError as error: print(error)"
+        "except CheckpointError as error: print(error)"
     )
     done = offline(code, tmp_path)
     assert done.returncode == 0, done.stderr
@@ -140,34 +139,6 @@ def test_a_hub_id_that_was_fetched_before_is_loaded_without_the_hub(tmp_path: Pa
     )
     done = offline(code, tmp_path)
     assert (done.stdout, done.returncode) == ("2\n", 0), done.stderr
-
-
-class ForbiddenError(OSError):
-    """As the hub's errors are: an OSError, though it is not known whether the file is there."""
-
-
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (EntryNotFoundError("no such entry"), None),
-        (LocalEntryNotFoundError("the hub does not answer"), "the hub does not answer"),
-        (ForbiddenError("gated\nsecond line"), "gated"),
-    ],
-)
-def test_a_file_is_absent_only_if_the_hub_says_so(
-    monkeypatch: pytest.MonkeyPatch, error: Exception, message: str | None
-) -> None:
-    def raises(*arguments: Any) -> str:
-        raise error
-
-    monkeypatch.setattr(hub, "hf_hub_download", raises)
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
-    if message is None:
-        assert hub.find("someone/bert", "model.safetensors") is None
-        return
-    with pytest.raises(TrainError) as refused:
-        hub.find("someone/bert", "model.safetensors")
-    assert str(refused.value) == f"the checkpoint someone/bert cannot be loaded: {message}"
 
 
 def pickled(folder: Path, **options: Any) -> dict[str, torch.Tensor]:
@@ -229,7 +200,7 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path: Path, corpus_p
         torch.save(content, source / "pytorch_model.bin")
     else:
         (source / "pytorch_model.bin").write_bytes(pickle.dumps(Malicious(trap), protocol=2))
-    with pytest.raises(TrainError) as refused:
+    with pytest.raises(CheckpointError) as refused:
         load_pretrained(str(source), LABELS, 64)
     assert str(refused.value) == (
         f"the checkpoint {source} cannot be loaded: pytorch_model.bin is damaged, or holds more than weights"
@@ -260,7 +231,7 @@ def test_what_are_no_weights_is_refused(tmp_path: Path, corpus_path: Path, conte
         (source / "pytorch_model.bin").write_bytes(content)
     elif content is not None:
         torch.save(content, source / "pytorch_model.bin")
-    with pytest.raises(TrainError, match=message):
+    with pytest.raises(CheckpointError, match=message):
         load_pretrained(str(source), LABELS, 64)
 
 
@@ -269,7 +240,7 @@ def test_a_pickle_cut_short_is_refused(tmp_path: Path, corpus_path: Path) -> Non
     buffer = io.BytesIO()
     torch.save(pickled(source), buffer)
     (source / "pytorch_model.bin").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
-    with pytest.raises(TrainError, match="is damaged"):
+    with pytest.raises(CheckpointError, match="is damaged"):
         load_pretrained(str(source), LABELS, 64)
 
 

@@ -47,6 +47,16 @@ def test_a_term_of_the_lexicon_comes_before_a_misspelling(tokenizer):
     assert (found.before.tolist(), found.after.tolist(), found.avoided) == ([1], [0], 1.0)
 
 
+@pytest.mark.parametrize("architecture", ["roberta", "xlm-roberta"])
+def test_a_token_that_holds_the_blank_before_its_word_is_avoided(architecture):
+    made = toy_tokenizer(["patient with kidney failure on renal diet, ketones given"] * 20, architecture)
+    tokenizer = made.backend_tokenizer
+    (kidney,) = tokenizer.encode(" kidney", add_special_tokens=False).ids
+    found = rewrite(["patient with kidney failure"], tokenizer, np.array([kidney]), lexicon=TERMS)
+    assert found.texts == ("patient with renal failure",)
+    assert (found.before.tolist(), found.after.tolist()) == ([1], [0])
+
+
 def test_a_term_that_is_edited_too_is_passed_over(tokenizer):
     assert rewrite(["kidney failure"], tokenizer, ids("kidney", "renal"), lexicon=TERMS).texts == ("nephric failure",)
 

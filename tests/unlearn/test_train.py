@@ -9,29 +9,20 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from tokenizers import Tokenizer
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    BertConfig,
-    BertForSequenceClassification,
-    DistilBertConfig,
-    DistilBertForSequenceClassification,
-    ElectraConfig,
-    ElectraForSequenceClassification,
-    RobertaConfig,
-    RobertaForSequenceClassification,
-)
+from toys import toy_model, toy_tokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from amnestic_server.cli.train import command as command_line
 from amnestic_unlearn import corpus, measures
 from amnestic_unlearn import train as training
-from amnestic_unlearn.checkpoint import learn_tokenizer
+from amnestic_unlearn.architecture import ARCHITECTURES, CheckpointError
 from amnestic_unlearn.corpus import SPLITS, Document
 from amnestic_unlearn.manifest import file_digest
 from amnestic_unlearn.train import train
@@ -158,33 +149,24 @@ def test_thresholds_are_the_best_on_the_gate_split(trained: tuple[Path, training
     assert max(report.thresholds) < min(trained[1].thresholds), "labels turned round: best is to decide for all"
 
 
-def pretrained(folder: Path, name: str) -> Path:
-    tokenizer = learn_tokenizer([document.text for document in documents()], 200, 40)
-    size = len(tokenizer)
-    hidden = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    hidden["initializer_range"] = 0.1  # so narrow a model learns nothing in a few epochs from BERT's 0.02
-    models = {
-        "bert": lambda: BertForSequenceClassification(BertConfig(vocab_size=size, num_labels=7, **hidden)),
-        "distilbert": lambda: DistilBertForSequenceClassification(
-            DistilBertConfig(vocab_size=size, dim=32, n_layers=1, n_heads=2, hidden_dim=64, initializer_range=0.1)
-        ),
-        "roberta": lambda: RobertaForSequenceClassification(
-            RobertaConfig(vocab_size=size, pad_token_id=0, max_position_embeddings=41, **hidden)
-        ),
-        "electra": lambda: ElectraForSequenceClassification(
-            ElectraConfig(vocab_size=size, embedding_size=32, **hidden)
-        ),
-    }
+def pretrained(folder: Path, name: str, **settings: Any) -> Path:
+    """A classifier of other labels with random weights and one layer."""
+    tokenizer = toy_tokenizer([document.text for document in documents()], name)
     torch.manual_seed(0)
-    models[name]().save_pretrained(folder)
+    settings |= {
+        "n_layers" if name == "distilbert" else "num_hidden_layers": 1,
+        "id2label": dict(enumerate("abcdefg")),
+        "label2id": {},
+    }
+    toy_model(name, len(tokenizer), **settings).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
-@pytest.mark.parametrize("name", ["bert", "distilbert", "roberta"])
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
 def test_a_checkpoint_is_fine_tuned(corpus_file: Path, tmp_path: Path, name: str) -> None:
     source = pretrained(tmp_path / "source", name)
-    settings = dataclasses.replace(FAST, epochs=30)
+    settings = dataclasses.replace(FAST, epochs=20)
     report = train(corpus_file, tmp_path / "out", checkpoint=str(source), settings=settings, quiet=True)
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["model_type"] == name
@@ -197,18 +179,20 @@ def test_a_checkpoint_is_fine_tuned(corpus_file: Path, tmp_path: Path, name: str
 
 def test_an_unfit_checkpoint_is_refused(corpus_file: Path, tmp_path: Path) -> None:
     def refused(source: Path, message: str) -> None:
-        with pytest.raises(TrainError, match=message):
+        with pytest.raises((CheckpointError, TrainError), match=message):
             train(corpus_file, tmp_path / "out", checkpoint=str(source), settings=replace(FAST, max_tokens=41))
         assert not (tmp_path / "out").exists()
 
-    refused(pretrained(tmp_path / "electra", "electra"), "is a electra, not one of bert, distilbert, roberta")
-    refused(pretrained(tmp_path / "roberta", "roberta"), "max_tokens is above the checkpoint's 40 positions")
-    pickled = pretrained(tmp_path / "pickled", "bert")
-    torch.save({}, pickled / "pytorch_model.bin")
-    (pickled / "model.safetensors").unlink()
-    refused(pickled, "cannot be loaded")
-    (pickled / "config.json").write_text("{")
-    refused(pickled, "cannot be loaded")
+    bert = pretrained(tmp_path / "bert", "bert")
+    refused(
+        pretrained(tmp_path / "roberta", "roberta", max_position_embeddings=42),
+        "max_tokens is above the checkpoint's 40 positions",
+    )
+    config = json.loads((bert / "config.json").read_text())
+    (bert / "config.json").write_text(json.dumps({**config, "model_type": "albert"}))
+    refused(bert, "architecture albert is not supported")
+    (bert / "config.json").write_text("{")
+    refused(bert, "cannot be loaded: config.json is damaged")
 
 
 @pytest.mark.parametrize("split", ["train", "gate", "test"])

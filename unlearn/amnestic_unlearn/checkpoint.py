@@ -1,8 +1,7 @@
 """Checkpoints before and after training: a small BERT from scratch, or a pretrained one from a directory or hub.
 
 What is saved is a plain Hugging Face checkpoint of safetensors and a fast tokenizer, with two keys of ours in
-`config.json`. Nothing is pickled here, and of a checkpoint that is, as some of the hub still are, torch's restricted
-unpickler takes tensors alone: no code in it is run. The training itself is left to `train`.
+`config.json`. Reading one is left to `pretrained`, the training itself to `train`.
 """
 
 import math
@@ -10,25 +9,15 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import (
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    BertConfig,
-    BertForSequenceClassification,
-    PreTrainedTokenizerFast,
-)
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_log
 
-from amnestic_unlearn.architecture import ARCHITECTURES
-from amnestic_unlearn.hub import find, first_line
+from amnestic_unlearn import pretrained
+from amnestic_unlearn.architecture import positions
+from amnestic_unlearn.hub import unusable
 from amnestic_unlearn.manifest import ProblemType
 from amnestic_unlearn.train_settings import Shape, TrainError
 
@@ -108,73 +97,33 @@ def small_bert(
 
 
 def load_pretrained(
-    checkpoint: str, labels: Sequence[str], max_tokens: int, problem_type: ProblemType = ProblemType.MULTI_LABEL
+    checkpoint: str,
+    labels: Sequence[str],
+    max_tokens: int,
+    problem_type: ProblemType = ProblemType.MULTI_LABEL,
+    revision: str | None = None,
 ) -> tuple[Any, Any]:
-    """Tokenizer and model of a directory or hub id, with a fresh head for the labels.
+    """Tokenizer and model of a directory, or an id of the hub at `revision`, with a fresh head for the labels.
 
-    Weights come from safetensors or, without them, from `pytorch_model.bin` by torch's weights-only loading. Raises
-    TrainError for what cannot be had or read, holds more than weights, or lacks a weight of the encoder.
+    Raises CheckpointError as `pretrained.read` does or if a weight of the encoder is not there, and TrainError if it
+    has too few positions.
     """
-    try:
-        config = AutoConfig.from_pretrained(checkpoint, **_label_config(labels, problem_type))
-        # As in `small_bert`: its noise is costly and gains little.
-        setattr(
-            config, "attention_dropout" if config.model_type == "distilbert" else "attention_probs_dropout_prob", 0.0
-        )
-        if config.model_type not in ARCHITECTURES:
-            raise TrainError(f"the checkpoint is a {config.model_type}, not one of {', '.join(ARCHITECTURES)}")
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint, use_fast=True)
-        model = _load_model(checkpoint, config)
-    except (OSError, KeyError, RuntimeError) as error:
-        raise TrainError(f"the checkpoint {checkpoint} cannot be loaded: {first_line(error)}") from error
-    if not tokenizer.is_fast or tokenizer.pad_token_id is None:
-        raise TrainError(f"the checkpoint {checkpoint} has no fast tokenizer with a padding token")
-    # RoBERTa counts positions from the padding id on.
-    offset = tokenizer.pad_token_id + 1 if config.model_type == "roberta" else 0
-    if max_tokens > config.max_position_embeddings - offset:
-        raise TrainError(f"max_tokens is above the checkpoint's {config.max_position_embeddings - offset} positions")
-    tokenizer.model_max_length = max_tokens
-    return tokenizer, model
-
-
-def _load_model(checkpoint: str, config: Any) -> Any:
-    options = {
-        "config": config,
-        "ignore_mismatched_sizes": True,
-        "dtype": torch.float32,
-        "output_loading_info": True,
-    }
-    if any(find(checkpoint, name) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
-        model, loading = AutoModelForSequenceClassification.from_pretrained(checkpoint, use_safetensors=True, **options)
-    else:
-        # Loaded here, so that it is sure how, and so that no conversion service of the hub is asked.
-        weights = _pickled_weights(checkpoint)
-        architecture = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
-        model, loading = architecture.from_pretrained(None, state_dict=weights, **options)
-    # transformers would fill them with random numbers. The head is new anyway, and a pooler is often left out.
-    encoder, pooler = f"{model.base_model_prefix}.", f"{model.base_model_prefix}.pooler."
-    for name in sorted(loading["missing_keys"]):
+    source = pretrained.read(checkpoint, revision)
+    # As in `small_bert`: its noise is costly and gains little.
+    dropout = "attention_dropout" if source.architecture.name == "distilbert" else "attention_probs_dropout_prob"
+    for name, value in {**_label_config(labels, problem_type), dropout: 0.0}.items():
+        setattr(source.config, name, value)
+    loaded = pretrained.classifier(source)
+    # The head is new anyway, and a pooler is often left out.
+    encoder, pooler = f"{source.architecture.root}.", f"{source.architecture.root}.pooler."
+    for name in loaded.absent:
         if name.startswith(encoder) and not name.startswith(pooler):
-            raise TrainError(f"the checkpoint {checkpoint} cannot be loaded: it lacks the weight {name}")
-    return model
-
-
-def _pickled_weights(checkpoint: str) -> dict[str, torch.Tensor]:
-    path = find(checkpoint, WEIGHTS_NAME)
-    if path is None:
-        raise TrainError(
-            f"the checkpoint {checkpoint} cannot be loaded: it has neither {SAFE_WEIGHTS_NAME} nor {WEIGHTS_NAME}"
-        )
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, EOFError, RuntimeError, ValueError, KeyError, OSError):
-        # Torch's own text tells how to run the code in it.
-        weights = None
-    if not isinstance(weights, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
-        raise TrainError(
-            f"the checkpoint {checkpoint} cannot be loaded: {WEIGHTS_NAME} is damaged, or holds more than weights"
-        )
-    return weights
+            raise unusable(checkpoint, f"it lacks the weight {name}, or has it in another shape")
+    most = positions(source.architecture, source.config)
+    if max_tokens > most:
+        raise TrainError(f"max_tokens is above the checkpoint's {most} positions")
+    source.tokenizer.model_max_length = max_tokens
+    return source.tokenizer, loaded.model
 
 
 def _label_config(labels: Sequence[str], problem_type: ProblemType) -> dict[str, Any]:

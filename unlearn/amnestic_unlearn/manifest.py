@@ -48,9 +48,9 @@ class ProblemType(StrEnum):
 class Manifest:
     """What a bundle is. Sizes are in elements; `thresholds` are probabilities, one a label, none if single-label.
 
-    `embeddings.safetensors` holds `weight` float32 [vocab_size, hidden_size]. `head.safetensors` holds
+    `embeddings.safetensors` holds `weight` float32 [vocab_size, embedding_size]. `head.safetensors` holds
     `weight` float32 [labels, feature_size] and `bias` float32 [labels]: the classifier's last linear layer.
-    `encoder.onnx` maps `inputs_embeds` float32 [batch, tokens, hidden_size] and `attention_mask` int64
+    `encoder.onnx` maps `inputs_embeds` float32 [batch, tokens, embedding_size] and `attention_mask` int64
     [batch, tokens] (1 for the leading real tokens, 0 for padding behind them) to `features` float32
     [batch, feature_size].
     """
@@ -76,6 +76,11 @@ class Manifest:
     format: int = FORMAT
     # Bundles from before it was written down are all multi-label.
     problem_type: ProblemType = ProblemType.MULTI_LABEL
+    # Bundles from before it was written down have embeddings as wide as their layers: 0 stands for that.
+    embedding_size: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "embedding_size", self.embedding_size or self.hidden_size)
 
     def write(self, folder: Path) -> None:
         (folder / MANIFEST).write_text(json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n")

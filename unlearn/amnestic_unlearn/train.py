@@ -62,16 +62,17 @@ def train(
     out: Path,
     *,
     checkpoint: str | None = None,
+    revision: str | None = None,
     settings: TrainSettings | None = None,
     problem_type: ProblemType = ProblemType.MULTI_LABEL,
     quiet: bool = False,
 ) -> TrainReport:
     """Train on a corpus and save the checkpoint to `out`, a new or empty directory, whole or not at all.
 
-    `checkpoint` is a local directory or a hub id of a BERT, DistilBERT or RoBERTa; None trains from scratch.
+    `checkpoint` is a local directory, or a hub id at `revision`; None trains from scratch.
     Progress goes to standard error: a bar on a terminal, else a line an epoch; `quiet` silences it. Loss: mean
     binary cross-entropy over documents and labels, or if single-label the mean cross-entropy of the softmax over
-    documents. Raises TrainError, and CorpusError as `corpus.read` does.
+    documents. Raises TrainError, CheckpointError as `pretrained.read` does and CorpusError as `corpus.read` does.
     """
     begin = time.monotonic()
     settings = settings or TrainSettings()
@@ -83,7 +84,7 @@ def train(
     documents, labels = _load(corpus_path, problem_type)
     with torch.random.fork_rng(), checkpoints.transformers_silent():
         torch.manual_seed(settings.seed)
-        tokenizer, model = _initial(checkpoint, documents["train"], labels, settings, problem_type)
+        tokenizer, model = _initial(checkpoint, revision, documents["train"], labels, settings, problem_type)
         model.to(_device(settings.device))
         if settings.precision == "bf16" and model.device.type == "cpu":
             # The fused attention's backward pass is slow in bfloat16 on a CPU; plain matrix products are not.
@@ -145,13 +146,14 @@ def _rate(checkpoint: str | None, settings: TrainSettings) -> float:
 
 def _initial(
     checkpoint: str | None,
+    revision: str | None,
     documents: Sequence[Document],
     labels: Sequence[str],
     settings: TrainSettings,
     problem_type: ProblemType,
 ) -> tuple[Any, Any]:
     if checkpoint is not None:
-        return checkpoints.load_pretrained(checkpoint, labels, settings.max_tokens, problem_type)
+        return checkpoints.load_pretrained(checkpoint, labels, settings.max_tokens, problem_type, revision)
     texts = [document.text for document in documents]
     tokenizer = checkpoints.learn_tokenizer(texts, settings.shape.vocab_size, settings.max_tokens)
     return tokenizer, checkpoints.small_bert(tokenizer, labels, settings.shape, settings.max_tokens, problem_type)

@@ -140,7 +140,7 @@ def collate(documents: Sequence[Tokens], pad_token_id: int) -> tuple[torch.Tenso
 
 def load(bundle: Path, manifest: Manifest) -> Twin:
     """Load the twin of a verified bundle; raises BundleError, naming the file that does not fit."""
-    embeddings = _tensors(bundle, files.EMBEDDINGS, {"weight": (manifest.vocab_size, manifest.hidden_size)})
+    embeddings = _tensors(bundle, files.EMBEDDINGS, {"weight": (manifest.vocab_size, manifest.embedding_size)})
     labels = len(manifest.labels)
     head = _tensors(bundle, files.HEAD, {"weight": (labels, manifest.feature_size), "bias": (labels,)})
     return Twin(
@@ -174,7 +174,8 @@ def from_checkpoint(checkpoint: Path, mixed: bool = False) -> Twin:
         labels=tuple(config.id2label[index] for index in range(len(bias))),
         thresholds=() if single else tuple(config.amnestic_thresholds),
         vocab_size=table.shape[0],
-        hidden_size=table.shape[1],
+        hidden_size=config.hidden_size,
+        embedding_size=table.shape[1],
         feature_size=weight.shape[1],
         layers=config.num_hidden_layers,
         heads=config.num_attention_heads,

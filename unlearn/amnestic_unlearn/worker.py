@@ -28,6 +28,7 @@ from amnestic_unlearn.errors import (
 from amnestic_unlearn.forgetting import Report, TrainingData
 from amnestic_unlearn.manifest import BundleError, Manifest, file_digest, verify
 from amnestic_unlearn.patch import Patch
+from amnestic_unlearn.pieces import readable
 from amnestic_unlearn.spec import EVIDENCE_FILE, PATCH_FILE, REPORT_FILE, JobSpec, Progress
 from amnestic_unlearn.steu import SteuResult
 from amnestic_unlearn.twin import Twin, Weights
@@ -120,7 +121,7 @@ def _change(model: Twin, weights: Weights, result: SteuResult) -> dict[str, Any]
         "rows_changed": len(weights.row_ids),
         "parameters_changed": parameters,
         "parameters_changed_ratio": parameters / model.manifest.parameters,
-        "tokens": [model.tokenizer.id_to_token(int(token)) or "" for token in written],
+        "tokens": readable(model.tokenizer, written),
     }
 
 

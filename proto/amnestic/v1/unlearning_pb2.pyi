@@ -540,7 +540,9 @@ class ChangeReport(_message.Message):
     training_seconds: _builtins.float
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Word pieces whose rows changed, highest score first."""
+        """Word pieces whose rows changed, highest score first; ## before one that
+        no blank stands before, whichever tokenizer the model has.
+        """
 
     def __init__(
         self,

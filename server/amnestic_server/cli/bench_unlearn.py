@@ -18,6 +18,7 @@ from amnestic_server.cli.render import print_json
 from amnestic_server.settings import available_cpus
 from amnestic_unlearn import corpus as corpora
 from amnestic_unlearn import open_corpora
+from amnestic_unlearn.architecture import CheckpointError
 from amnestic_unlearn.bench import ledger, matrix, workers
 from amnestic_unlearn.bench.cells import RESULTS, SEQUENCE, Plan, Source
 from amnestic_unlearn.bench.matrix import BenchEncoder
@@ -111,7 +112,7 @@ def unlearn(
         _tell(plan, report, as_json)
     except KeyboardInterrupt:
         raise click.ClickException("stopped; what was measured is kept: run again to go on") from None
-    except (CorpusError, TrainError, ledger.LedgerError, workers.WorkersError, OSError) as error:
+    except (CheckpointError, CorpusError, TrainError, ledger.LedgerError, workers.WorkersError, OSError) as error:
         raise click.ClickException(str(error)) from error
 
 

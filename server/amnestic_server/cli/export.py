@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 @click.command(name="export")
-@click.option("--checkpoint", required=True, help="Directory or hub id of a BERT, DistilBERT or RoBERTa classifier.")
+@click.option("--checkpoint", required=True, help="Directory or hub id of a classifier.")
+@click.option("--revision", help="Branch, tag or commit of a hub id; by default main.")
 @click.option(
     "--out",
     required=True,
@@ -34,14 +35,29 @@ if TYPE_CHECKING:
     type=click.Choice(["multi-label", "single-label"]),
     help="For a checkpoint whose configuration does not say it: several labels a document, or exactly one.",
 )
+@click.option(
+    "--labels",
+    metavar="NAMES",
+    help="Names of the model's outputs in their order, separated by commas, or a file with one a line; by default"
+    " those of the checkpoint.",
+)
+@click.option(
+    "--thresholds",
+    metavar="NUMBERS",
+    help="The probability from which each label is decided for, in the same order, separated by commas, or a file"
+    " with one a line; one number stands for all. By default those of the checkpoint, else 0.5.",
+)
 @click.option("--overwrite", is_flag=True, help="Take the place of the bundle at --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was made as one JSON object.")
 def command(
     checkpoint: str,
+    revision: str | None,
     out: Path,
     corpus: Path | None,
     name: str | None,
     problem_type: str | None,
+    labels: str | None,
+    thresholds: str | None,
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -51,26 +67,50 @@ def command(
     unlearning may change, stay outside it. The bundle is written only if it answers as the checkpoint does: the
     largest difference of a logit is at most 1e-4 on 64 documents of the corpus.
 
+    docs/models.md says which models there are ways for, and what a checkpoint must hold.
+
     \b
-    Example:
+    Examples:
       amnestic export --checkpoint checkpoint --out bundle
+      amnestic export --checkpoint someone/notes-roberta --revision 3f5c1d2 \\
+        --problem-type multi-label --labels cardiac,endocrine,renal --out bundle
     """
     # Torch and transformers: not for --help.
-    from amnestic_server.export import export, fused_in
-    from amnestic_server.graph import ExportError
+    from amnestic_server.export import ExportError, export, fused_in
+    from amnestic_server.source import Given
+    from amnestic_unlearn.architecture import CheckpointError
     from amnestic_unlearn.corpus import CorpusError
     from amnestic_unlearn.manifest import ProblemType
 
     kind = None if problem_type is None else ProblemType(problem_type.replace("-", "_"))
+    given = Given(kind, _names(labels), _numbers(thresholds))
     try:
-        manifest = export(checkpoint, out, corpus=corpus, name=name, problem_type=kind, overwrite=overwrite, warn=_warn)
-    except (ExportError, CorpusError, OSError) as error:
+        manifest = export(
+            checkpoint, out, corpus=corpus, name=name, given=given, revision=revision, overwrite=overwrite, warn=_warn
+        )
+    except (CheckpointError, ExportError, CorpusError, OSError) as error:
         raise click.ClickException(str(error)) from error
     fused, size = fused_in(out), sum(path.stat().st_size for path in out.iterdir())
     if as_json:
         print_json({**dataclasses.asdict(manifest), "out": str(out), "fused": fused, "bytes": size})
     else:
         _print(manifest, out, fused, size)
+
+
+def _names(value: str | None) -> tuple[str, ...]:
+    """What an option lists, separated by commas, or a file that it names, one a line."""
+    if value is None:
+        return ()
+    path = Path(value)
+    listed = path.read_text(encoding="utf-8").splitlines() if path.is_file() else value.split(",")
+    return tuple(item.strip() for item in listed)
+
+
+def _numbers(value: str | None) -> tuple[float, ...]:
+    try:
+        return tuple(float(item) for item in _names(value))
+    except ValueError:
+        raise click.BadParameter("not a list of numbers", param_hint="--thresholds") from None
 
 
 def _warn(text: str) -> None:

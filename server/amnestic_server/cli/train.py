@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from amnestic_server.cli.render import print_json
+from amnestic_unlearn.architecture import CheckpointError
 from amnestic_unlearn.corpus import SHIPPED, CorpusError
 from amnestic_unlearn.manifest import ProblemType
 from amnestic_unlearn.train_settings import CHECKPOINT_RATE, SCRATCH_RATE, TrainError, TrainSettings
@@ -34,8 +35,9 @@ _DEFAULT = TrainSettings()
 )
 @click.option(
     "--checkpoint",
-    help="Directory or hub id of a BERT, DistilBERT or RoBERTa to start from; by default a small BERT from scratch.",
+    help="Directory or hub id of a pretrained encoder to start from; by default a small BERT from scratch.",
 )
+@click.option("--revision", help="Branch, tag or commit of a hub id; by default main.")
 @click.option(
     "--problem-type",
     type=click.Choice(["multi-label", "single-label"]),
@@ -74,6 +76,7 @@ def command(
     out: Path,
     corpus_file: Path | None,
     checkpoint: str | None,
+    revision: str | None,
     problem_type: str,
     epochs: int,
     batch_size: int,
@@ -111,8 +114,15 @@ def command(
     )
     try:
         kind = ProblemType(problem_type.replace("-", "_"))
-        report = train(corpus_file or SHIPPED, out, checkpoint=checkpoint, settings=settings, problem_type=kind)
-    except (TrainError, CorpusError, OSError) as error:
+        report = train(
+            corpus_file or SHIPPED,
+            out,
+            checkpoint=checkpoint,
+            revision=revision,
+            settings=settings,
+            problem_type=kind,
+        )
+    except (CheckpointError, TrainError, CorpusError, OSError) as error:
         raise click.ClickException(str(error)) from error
     if as_json:
         print_json(report)

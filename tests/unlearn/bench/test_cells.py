@@ -5,10 +5,11 @@ import functools
 import json
 
 import pytest
+from huggingface_hub import constants
 from tiny import TINY
 from toys import toy_model, toy_tokenizer
 
-from amnestic_unlearn import hub
+from amnestic_unlearn.architecture import CheckpointError
 from amnestic_unlearn.baselines.relabel import RandomLabel
 from amnestic_unlearn.bench import matrix
 from amnestic_unlearn.bench.cells import Plan, Source
@@ -120,9 +121,9 @@ def test_an_encoder_of_ones_own_is_another_when_its_weights_change(tmp_path):
 
 
 def test_an_id_of_the_hub_is_found_in_its_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(TrainError, match=r"^the checkpoint someone/bert cannot be loaded: [^\n]+$"):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"^the checkpoint someone/bert cannot be loaded: [^\n]+$"):
         matrix.pretrained("someone/bert")
     place = tmp_path / "models--someone--bert"
     snapshot = place / "snapshots" / ("0" * 40)
@@ -131,7 +132,7 @@ def test_an_id_of_the_hub_is_found_in_its_cache(tmp_path, monkeypatch):
     (place / "refs" / "main").write_text("0" * 40)
     (snapshot / "config.json").write_text("{}")
     for fetch in (True, False):
-        with pytest.raises(TrainError, match=r"no weights in safetensors, and no pytorch_model\.bin"):
+        with pytest.raises(CheckpointError, match=r"no weights in safetensors, and no pytorch_model\.bin"):
             matrix.pretrained("someone/bert", fetch)
     (snapshot / "pytorch_model.bin").write_bytes(b"weights")
     for fetch in (True, False):

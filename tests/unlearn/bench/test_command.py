@@ -5,12 +5,12 @@ import json
 
 import pytest
 from click.testing import CliRunner
+from huggingface_hub import constants
 from rich.console import Console
 from tiny import TINY, measured
 
 from amnestic_server.cli import bench_unlearn
 from amnestic_unlearn import corpus as corpora
-from amnestic_unlearn import hub
 from amnestic_unlearn.bench import ledger, matrix, workers
 from amnestic_unlearn.bench.matrix import BenchEncoder
 from amnestic_unlearn.bench.methods import METHOD_NAMES
@@ -20,8 +20,8 @@ from amnestic_unlearn.train_settings import TrainError
 @pytest.fixture(autouse=True)
 def encoders(monkeypatch, tmp_path):
     monkeypatch.setattr(matrix, "ENCODERS", {"tiny": TINY})
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
 def call(*arguments):

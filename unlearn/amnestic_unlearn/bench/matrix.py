@@ -74,11 +74,12 @@ QUICK_METHODS = ("original", "retrained", "bias-edit", "head-only", "paper", "am
 
 
 def pretrained(name: str, fetch: bool = True) -> BenchEncoder:
-    """An encoder of one's own: a checkpoint's directory or an id of the hub, fine-tuned like MiniLM. Raises TrainError.
+    """An encoder of one's own: a checkpoint's directory or an id of the hub, fine-tuned like MiniLM.
 
     The id's files are fetched unless they are in the hub's cache or `fetch` is false. The encoder is named after the
     checkpoint and six digits of its digest, so that two of the same name are told apart, and so is one that changed.
     One that was trained by Amnestic knows the label already, and with it so would the gold standard: refused.
+    Raises TrainError and CheckpointError.
     """
     if Path(name).exists():
         folder = Path(name).resolve()

@@ -21,6 +21,7 @@ import torch
 from amnestic_unlearn import corpus as corpora
 from amnestic_unlearn import twin as twins
 from amnestic_unlearn.__main__ import reason_of
+from amnestic_unlearn.architecture import CheckpointError
 from amnestic_unlearn.bench import ledger
 from amnestic_unlearn.bench.assess import hold, refer
 from amnestic_unlearn.bench.cells import RETRAINED, Case, Plan
@@ -185,7 +186,7 @@ def attempt(work: Callable[[], Row]) -> Row:
     """What a piece of work measured, with an empty `error`, or why it failed: a text that holds no data."""
     try:
         return {**work(), "error": ""}
-    except (TrainError, CorpusError) as error:
+    except (CheckpointError, TrainError, CorpusError) as error:
         return {"error": str(error)}
     except Exception as error:
         return {"error": reason_of(error)}
