@@ -18,6 +18,7 @@ from amnestic_client.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from amnestic_client.tls import Tls, TlsError
 from amnestic_client.types import (
     ChangeReport,
     Gate,
@@ -58,6 +59,8 @@ __all__ = [
     "Prediction",
     "Progress",
     "ResourceExhausted",
+    "Tls",
+    "TlsError",
     "Unavailable",
     "Version",
 ]

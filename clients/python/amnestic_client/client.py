@@ -1,4 +1,5 @@
-"""The synchronous client. What each call sends and how its answer is read is in `calls`; this runs it."""
+"""The synchronous client. What each call sends and how its answer is read is in `calls`; this runs it.
+"""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,6 +9,7 @@ from typing import Any, Self, TypeVar
 import grpc
 
 from amnestic_client import calls, errors, settings
+from amnestic_client.tls import Tls, explained
 from amnestic_client.types import GateLimits, Job, Method, Model, PredictResult, Version
 
 Result = TypeVar("Result")
@@ -21,9 +23,25 @@ class Client:
     by gRPC while the server is unavailable, within their timeout.
     """
 
-    def __init__(self, target: str = settings.TARGET, *, credentials: grpc.ChannelCredentials | None = None) -> None:
-        """`target` is host:port. Without `credentials` the connection is plain text, as a sidecar's is."""
-        options = settings.channel_options()
+    def __init__(
+        self,
+        target: str = settings.TARGET,
+        *,
+        tls: Tls | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        """`target` is host:port. Without `tls` the connection is plain text, as a sidecar's is.
+
+        `credentials` are gRPC's own, for what `tls` cannot say. Raises TlsError for certificates that are no good.
+        """
+        options = [*settings.channel_options()]
+        if tls is not None:
+            if credentials is not None:
+                raise ValueError("give tls or credentials, not both")
+            credentials = tls.credentials()
+            options += tls.options()
+        self._secure = credentials is not None
+        self._fork = calls.Fork()
         if credentials is None:
             self._channel = grpc.insecure_channel(target, options)
         else:
@@ -81,6 +99,7 @@ class Client:
         The watch survives a restart of the server. It has no deadline unless `timeout` sets one for the whole.
         """
         watch = calls.JobWatch(job_id, timeout)
+        self._fork.check()
         stream_of: grpc.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(watch.call.path)
         while not watch.ended:
             stream = stream_of(watch.call.request, timeout=watch.seconds_left())
@@ -91,7 +110,7 @@ class Client:
                         yield job
                 pause = watch.pause_after_end()
             except grpc.RpcError as error:
-                pause = watch.pause_after(errors.from_rpc(error))
+                pause = watch.pause_after(self._error(error))
             finally:
                 stream.cancel()
             time.sleep(pause)
@@ -137,9 +156,13 @@ class Client:
         raise errors.DeadlineExceeded(f"the server was not ready within {timeout:g} s")
 
     def _run(self, call: calls.Call[Result], timeout: float | None) -> Result:
+        self._fork.check()
         send: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(call.path)
         try:
             answer = send(call.request, timeout=call.timeout if timeout is None else timeout)
         except grpc.RpcError as error:
-            raise errors.from_rpc(error) from None
+            raise self._error(error) from None
         return call.parse(answer)
+
+    def _error(self, error: grpc.RpcError) -> errors.AmnesticError:
+        return explained(errors.from_rpc(error)) if self._secure else errors.from_rpc(error)
