@@ -20,6 +20,7 @@ from amnestic_client.errors import (
 )
 from amnestic_client.tls import Tls, TlsError
 from amnestic_client.types import (
+    Answer,
     ChangeReport,
     Gate,
     GateLimits,
@@ -38,6 +39,7 @@ from amnestic_client.types import (
 __all__ = [
     "AlreadyExists",
     "AmnesticError",
+    "Answer",
     "AsyncClient",
     "Cancelled",
     "ChangeReport",
