@@ -4,7 +4,6 @@ Nothing here sends or waits. `client` and `asyncio_client` run batches side by s
 call, tell the batch how it ended, wait for as long as the batch says.
 """
 
-import copy
 import random
 import re
 import time
@@ -202,10 +201,7 @@ def checked(documents: Documents) -> Documents:
 
 def numbered(error: Failure, number: int) -> Failure:
     """The same error, counting the document from the start of the caller's input (from 1), not of its call."""
-    found = copy.copy(error)
-    found.detail = _NUMBER.sub(f"document {number}", error.detail)
-    found.args = (found.detail,)
-    return found
+    return type(error)(_NUMBER.sub(f"document {number}", error.detail))
 
 
 def _size(document: str, number: int, limit: int) -> tuple[int, AmnesticError | None]:

@@ -19,7 +19,7 @@ ROLLBACK_TIMEOUT = 60.0
 READY_TIMEOUT = 60.0
 
 # Of a run over many documents: each batch's longest wait for its answers, repetitions and pauses included.
-PREDICT_MANY_TIMEOUT = 60.0
+PREDICT_MANY_TIMEOUT = 120.0
 # A batch is small enough to be answered in time on a few cores, and in bytes below the 4 MiB that gRPC allows a message
 # by default, which a proxy on the way may still hold to.
 BATCH_DOCUMENTS = 32
