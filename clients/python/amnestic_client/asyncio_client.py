@@ -98,8 +98,7 @@ class AsyncClient:
 
         At most `concurrency` calls of up to `batch_size` documents are in flight, fewer where the server's limits ask
         for it, and a batch more is read ahead. A call that finds the server full or away is repeated, until `timeout`
-        seconds after it was first sent. Closing the iterator (`contextlib.aclosing`)
-        cancels the calls in flight.
+        seconds after it was first sent. Closing the iterator (`contextlib.aclosing`) cancels the calls in flight.
         """
         options = many.Options(
             version=version,
