@@ -1,6 +1,7 @@
 """Errors, deadlines, retries and readiness, over a real connection, with both clients."""
 
 import json
+import os
 import pickle
 import threading
 import time
@@ -295,6 +296,22 @@ def test_a_proxy_of_the_environment_is_not_used(server: Any, monkeypatch: pytest
         monkeypatch.delenv(name, raising=False)
     server.script("GetModel", prediction_pb2.GetModelResponse(name="direct"))
     assert call("get_model").name == "direct"
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_is_told(server: Any, prediction: Any) -> None:
+    server.script("Predict", prediction)
+    with Client(server.target) as client:
+        client.predict("text")
+        child = os.fork()
+        if child == 0:
+            try:
+                client.predict("text", timeout=5)
+            except RuntimeError as error:
+                os._exit(0 if "fork" in str(error) else 1)
+            os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert client.predict("text").version == 3, "the parent's client is as it was"
 
 
 def test_threads_share_a_client(server: Any, prediction: Any) -> None:

@@ -8,10 +8,12 @@ import sys
 import amnestic_client
 from amnestic.v1 import prediction_pb2, unlearning_pb2
 from amnestic_client import AsyncClient, Client, settings
+from amnestic_client.pandas import predict_frame
 
 EXPORTED = (
     "AlreadyExists",
     "AmnesticError",
+    "Answer",
     "AsyncClient",
     "Cancelled",
     "ChangeReport",
@@ -34,6 +36,8 @@ EXPORTED = (
     "Prediction",
     "Progress",
     "ResourceExhausted",
+    "Tls",
+    "TlsError",
     "Unavailable",
     "Version",
 )
@@ -47,6 +51,7 @@ METHODS = (
     "list_jobs",
     "list_versions",
     "predict",
+    "predict_many",
     "rollback",
     "unlearn",
     "wait_for_job",
@@ -69,8 +74,23 @@ def test_exports() -> None:
 
 
 def test_both_clients_offer_the_same_methods() -> None:
-    assert sorted(public_methods(Client)) == sorted(METHODS)
-    assert public_methods(Client) == public_methods(AsyncClient)
+    one, other = public_methods(Client), public_methods(AsyncClient)
+    assert sorted(one) == sorted(METHODS)
+    # asyncio takes streams of documents too.
+    documents = one["predict_many"][1]
+    other["predict_many"][1] = other["predict_many"][1].replace(annotation=documents.annotation)
+    assert one == other
+
+
+def test_both_clients_connect_alike() -> None:
+    assert inspect.signature(Client) == inspect.signature(AsyncClient)
+
+
+def test_the_table_has_the_options_of_many() -> None:
+    many = inspect.signature(Client.predict_many).parameters
+    table = inspect.signature(predict_frame).parameters
+    assert list(table) == ["client", "frame", "column", *(name for name in many if name in table)]
+    assert set(many) - set(table) == {"self", "documents", "include_features"}
 
 
 def test_settings_of_a_job_are_those_of_the_wire() -> None:
@@ -122,7 +142,16 @@ def test_results_are_frozen_and_slotted() -> None:
 
 
 def test_importing_the_client_is_light() -> None:
-    heavy = {"torch", "numpy", "onnxruntime", "transformers", "tokenizers", "amnestic_server", "amnestic_unlearn"}
+    heavy = {
+        "torch",
+        "numpy",
+        "pandas",
+        "onnxruntime",
+        "transformers",
+        "tokenizers",
+        "amnestic_server",
+        "amnestic_unlearn",
+    }
     code = f"import sys, amnestic_client; print(sorted({heavy!r} & set(sys.modules)))"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert output.stdout.strip() == "[]"

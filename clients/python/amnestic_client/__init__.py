@@ -19,7 +19,9 @@ from amnestic_client.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from amnestic_client.tls import Tls, TlsError
 from amnestic_client.types import (
+    Answer,
     ChangeReport,
     Gate,
     GateLimits,
@@ -38,6 +40,7 @@ from amnestic_client.types import (
 __all__ = [
     "AlreadyExists",
     "AmnesticError",
+    "Answer",
     "AsyncClient",
     "Cancelled",
     "ChangeReport",
@@ -60,6 +63,8 @@ __all__ = [
     "Prediction",
     "Progress",
     "ResourceExhausted",
+    "Tls",
+    "TlsError",
     "Unavailable",
     "Version",
 ]

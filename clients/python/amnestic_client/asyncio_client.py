@@ -1,19 +1,21 @@
 # ruff: noqa: ASYNC109 - the timeout travels to the server as the call's deadline
 """The asyncio client, with the methods of the synchronous one. What each call sends and how its answer is read is
-in `calls`; this runs it.
+in `calls`, how many documents are cut into calls in `many`; this runs them.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import grpc
 from grpc import aio
 
-from amnestic_client import calls, errors, metadata, settings
-from amnestic_client.types import GateLimits, Job, Method, Model, PredictResult, Version
+from amnestic_client import calls, errors, many, metadata, settings
+from amnestic_client.tls import Tls, explained
+from amnestic_client.types import Answer, GateLimits, Job, Method, Model, PredictResult, Version
 
 Result = TypeVar("Result")
 
@@ -30,16 +32,25 @@ class AsyncClient:
         self,
         target: str = settings.TARGET,
         *,
+        tls: Tls | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         compression: str | None = None,
     ) -> None:
         """`target` is host:port, or unix:path for a Unix domain socket.
 
-        Without `credentials` the connection is plain text, as a sidecar's is. `compression` may be gzip, for requests
-        and answers; it pays where the network is slower than the two processors.
+        Without `tls` the connection is plain text, as a sidecar's is; `credentials` are gRPC's own, for what `tls`
+        cannot say. `compression` may be gzip, for requests and answers; it pays where the network is slower than the
+        two processors. Raises TlsError for certificates that are no good.
         """
-        options = settings.channel_options()
+        options = [*settings.channel_options()]
+        if tls is not None:
+            if credentials is not None:
+                raise ValueError("give tls or credentials, not both")
+            credentials = tls.credentials()
+            options += tls.options()
+        self._secure = credentials is not None
         self._compression = metadata.compression_of(compression)
+        self._fork = calls.Fork()
         if credentials is None:
             self._channel = aio.insecure_channel(target, options, self._compression)
         else:
@@ -67,6 +78,42 @@ class AsyncClient:
     ) -> PredictResult:
         """Classify one or many documents, all by the same version: the active one, or the one pinned."""
         return await self._run(calls.predict(documents, version, include_features), timeout)
+
+    def predict_many(
+        self,
+        documents: AsyncIterable[str] | Iterable[str],
+        *,
+        version: int | None = None,
+        pin: bool = False,
+        on_error: many.OnError = "raise",
+        include_features: bool = False,
+        batch_size: int | None = None,
+        concurrency: int = settings.CONCURRENCY,
+        timeout: float | None = None,
+    ) -> AsyncIterator[Answer]:
+        """Classify any number of documents, taken as they are needed, and answer them in their order.
+
+        A plain iterable is read on the event loop, so it should not block; one that does belongs in an async one.
+        Each answer names the version that gave it: the active one at that moment, or `version`, or with `pin` the one
+        that is active at the start, so that a swap on the way does not mix two.
+
+        `on_error`: what a document that cannot be answered does. "raise" raises its error in its turn; "return" gives
+        an answer with that `error`, and goes on. Errors that are not a document's own are always raised.
+
+        At most `concurrency` calls of up to `batch_size` documents are in flight, fewer where the server's limits ask
+        for it, and a batch more is read ahead. A call that finds the server full or away is repeated, until `timeout`
+        seconds after it was first sent. Closing the iterator (`contextlib.aclosing`) cancels the calls in flight.
+        """
+        options = many.Options(
+            version=version,
+            pin=pin,
+            on_error=on_error,
+            include_features=include_features,
+            batch_size=batch_size,
+            concurrency=concurrency,
+            timeout=timeout,
+        )
+        return self._predict_many(many.checked(documents), options)
 
     async def get_model(self, *, timeout: float | None = None) -> Model:
         """Describe the model being served, with its labels and limits."""
@@ -97,6 +144,7 @@ class AsyncClient:
         The watch survives a restart of the server. It has no deadline unless `timeout` sets one for the whole.
         """
         watch = calls.JobWatch(job_id, timeout)
+        self._fork.check()
         stream_of: aio.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(watch.call.path)
         while not watch.ended:
             stream = stream_of(
@@ -109,7 +157,7 @@ class AsyncClient:
                         yield job
                 pause = watch.pause_after_end()
             except grpc.RpcError as error:
-                pause = watch.pause_after(errors.from_rpc(error))
+                pause = watch.pause_after(self._error(error))
             finally:
                 stream.cancel()
             await asyncio.sleep(pause)
@@ -155,6 +203,7 @@ class AsyncClient:
         raise errors.DeadlineExceeded(f"the server was not ready within {timeout:g} s")
 
     async def _run(self, call: calls.Call[Result], timeout: float | None) -> Result:
+        self._fork.check()
         send: aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(call.path)
         try:
             answer = await send(
@@ -163,5 +212,40 @@ class AsyncClient:
                 metadata=metadata.outgoing(self._compression),
             )
         except grpc.RpcError as error:
-            raise errors.from_rpc(error) from None
+            raise self._error(error) from None
         return call.parse(answer)
+
+    def _error(self, error: grpc.RpcError) -> errors.AmnesticError:
+        return explained(errors.from_rpc(error)) if self._secure else errors.from_rpc(error)
+
+    async def _predict_many(
+        self, documents: AsyncIterable[str] | Iterable[str], options: many.Options
+    ) -> AsyncIterator[Answer]:
+        run = many.Run(options, await self.get_model())
+        free = asyncio.Semaphore(options.concurrency)
+        waiting: deque[asyncio.Task[list[Answer]]] = deque()
+        try:
+            async for batch in run.batches_of_stream(documents):
+                waiting.append(asyncio.create_task(self._answer(batch, free)))
+                if len(waiting) > options.concurrency:
+                    for answer in run.outcome(await waiting[0]):
+                        yield answer
+                    waiting.popleft()
+            while waiting:
+                for answer in run.outcome(await waiting[0]):
+                    yield answer
+                waiting.popleft()
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    async def _answer(self, batch: many.Batch, free: asyncio.Semaphore) -> list[Answer]:
+        """Make the calls of one batch, until each of its documents has its outcome."""
+        async with free:
+            while (call := batch.next_call()) is not None:
+                try:
+                    batch.answered(await self._run(call, batch.seconds_left()))
+                except errors.AmnesticError as error:
+                    await asyncio.sleep(batch.failed(error))
+        return batch.answers()

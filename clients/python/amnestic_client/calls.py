@@ -4,6 +4,7 @@ A `Call` does no input or output. `client` and `asyncio_client` run it over thei
 gRPC's errors into ours.
 """
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -133,6 +134,20 @@ def check_health() -> Call[bool]:
     means the whole server, and field 1 of the answer is 1 for SERVING.
     """
     return Call("/grpc.health.v1.Health/Check", b"", lambda data: data == b"\x08\x01", settings.PROBE_TIMEOUT)
+
+
+class Fork:
+    """Tells a process that was forked off from the one that made a client.
+
+    gRPC's threads stay behind in the parent, so a call in the child would hang until its deadline.
+    """
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+
+    def check(self) -> None:
+        if os.getpid() != self._process:
+            raise RuntimeError("a client does not survive a fork; make one in each process")
 
 
 class JobWatch:

@@ -1,14 +1,21 @@
-"""The synchronous client. What each call sends and how its answer is read is in `calls`; this runs it."""
+"""The synchronous client. What each call sends and how its answer is read is in `calls`, how many documents are cut
+into calls in `many`; this runs them.
+"""
 
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent import futures
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import grpc
 
-from amnestic_client import calls, errors, metadata, settings
-from amnestic_client.types import GateLimits, Job, Method, Model, PredictResult, Version
+from amnestic_client import calls, errors, many, metadata, settings
+from amnestic_client.tls import Tls, explained
+from amnestic_client.types import Answer, GateLimits, Job, Method, Model, PredictResult, Version
 
 Result = TypeVar("Result")
 
@@ -25,16 +32,25 @@ class Client:
         self,
         target: str = settings.TARGET,
         *,
+        tls: Tls | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         compression: str | None = None,
     ) -> None:
         """`target` is host:port, or unix:path for a Unix domain socket.
 
-        Without `credentials` the connection is plain text, as a sidecar's is. `compression` may be gzip, for requests
-        and answers; it pays where the network is slower than the two processors.
+        Without `tls` the connection is plain text, as a sidecar's is; `credentials` are gRPC's own, for what `tls`
+        cannot say. `compression` may be gzip, for requests and answers; it pays where the network is slower than the
+        two processors. Raises TlsError for certificates that are no good.
         """
-        options = settings.channel_options()
+        options = [*settings.channel_options()]
+        if tls is not None:
+            if credentials is not None:
+                raise ValueError("give tls or credentials, not both")
+            credentials = tls.credentials()
+            options += tls.options()
+        self._secure = credentials is not None
         self._compression = metadata.compression_of(compression)
+        self._fork = calls.Fork()
         if credentials is None:
             self._channel = grpc.insecure_channel(target, options, self._compression)
         else:
@@ -62,6 +78,42 @@ class Client:
     ) -> PredictResult:
         """Classify one or many documents, all by the same version: the active one, or the one pinned."""
         return self._run(calls.predict(documents, version, include_features), timeout)
+
+    def predict_many(
+        self,
+        documents: Iterable[str],
+        *,
+        version: int | None = None,
+        pin: bool = False,
+        on_error: many.OnError = "raise",
+        include_features: bool = False,
+        batch_size: int | None = None,
+        concurrency: int = settings.CONCURRENCY,
+        timeout: float | None = None,
+    ) -> Iterator[Answer]:
+        """Classify any number of documents, taken as they are needed, and answer them in their order.
+
+        The answers are for one thread; other threads may use the client meanwhile.
+        Each answer names the version that gave it: the active one at that moment, or `version`, or with `pin` the one
+        that is active at the start, so that a swap on the way does not mix two.
+
+        `on_error`: what a document that cannot be answered does. "raise" raises its error in its turn; "return" gives
+        an answer with that `error`, and goes on. Errors that are not a document's own are always raised.
+
+        At most `concurrency` calls of up to `batch_size` documents are in flight, fewer where the server's limits ask
+        for it, and a batch more is read ahead. A call that finds the server full or away is repeated, until `timeout`
+        seconds after it was first sent. Closing the iterator cancels the calls in flight.
+        """
+        options = many.Options(
+            version=version,
+            pin=pin,
+            on_error=on_error,
+            include_features=include_features,
+            batch_size=batch_size,
+            concurrency=concurrency,
+            timeout=timeout,
+        )
+        return self._predict_many(many.checked(documents), options)
 
     def get_model(self, *, timeout: float | None = None) -> Model:
         """Describe the model being served, with its labels and limits."""
@@ -92,6 +144,7 @@ class Client:
         The watch survives a restart of the server. It has no deadline unless `timeout` sets one for the whole.
         """
         watch = calls.JobWatch(job_id, timeout)
+        self._fork.check()
         stream_of: grpc.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(watch.call.path)
         while not watch.ended:
             stream = stream_of(
@@ -104,7 +157,7 @@ class Client:
                         yield job
                 pause = watch.pause_after_end()
             except grpc.RpcError as error:
-                pause = watch.pause_after(errors.from_rpc(error))
+                pause = watch.pause_after(self._error(error))
             finally:
                 stream.cancel()
             time.sleep(pause)
@@ -150,6 +203,7 @@ class Client:
         raise errors.DeadlineExceeded(f"the server was not ready within {timeout:g} s")
 
     def _run(self, call: calls.Call[Result], timeout: float | None) -> Result:
+        self._fork.check()
         send: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(call.path)
         try:
             answer = send(
@@ -158,5 +212,66 @@ class Client:
                 metadata=metadata.outgoing(self._compression),
             )
         except grpc.RpcError as error:
-            raise errors.from_rpc(error) from None
+            raise self._error(error) from None
         return call.parse(answer)
+
+    def _error(self, error: grpc.RpcError) -> errors.AmnesticError:
+        return explained(errors.from_rpc(error)) if self._secure else errors.from_rpc(error)
+
+    def _predict_many(self, documents: Iterable[str], options: many.Options) -> Iterator[Answer]:
+        run = many.Run(options, self.get_model())
+        in_flight = _InFlight()
+        pool = futures.ThreadPoolExecutor(options.concurrency, "amnestic-predict")
+        waiting: deque[futures.Future[list[Answer]]] = deque()
+        try:
+            for batch in run.batches(documents):
+                waiting.append(pool.submit(self._answer, batch, in_flight))
+                if len(waiting) > options.concurrency:
+                    yield from run.outcome(waiting.popleft().result())
+            while waiting:
+                yield from run.outcome(waiting.popleft().result())
+        finally:
+            in_flight.cancel()
+            pool.shutdown(cancel_futures=True)
+
+    def _answer(self, batch: many.Batch, in_flight: "_InFlight") -> list[Answer]:
+        """Make the calls of one batch, until each of its documents has its outcome."""
+        while (call := batch.next_call()) is not None:
+            send: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(call.path)
+            answer = send.future(
+                call.request, timeout=batch.seconds_left(), metadata=metadata.outgoing(self._compression)
+            )
+            try:
+                with in_flight.holding(answer):
+                    batch.answered(call.parse(answer.result()))
+            except grpc.RpcError as error:
+                in_flight.stopped.wait(batch.failed(self._error(error)))
+        return batch.answers()
+
+
+class _InFlight:
+    """The calls of one run, so that they end with it."""
+
+    def __init__(self) -> None:
+        self.stopped = threading.Event()
+        self._lock = threading.Lock()
+        self._calls: set[grpc.Future[bytes]] = set()
+
+    @contextmanager
+    def holding(self, call: "grpc.Future[bytes]") -> Iterator[None]:
+        with self._lock:
+            self._calls.add(call)
+            if self.stopped.is_set():
+                call.cancel()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._calls.discard(call)
+
+    def cancel(self) -> None:
+        """Cancel all, those yet to be made included."""
+        with self._lock:
+            self.stopped.set()
+            for call in self._calls:
+                call.cancel()

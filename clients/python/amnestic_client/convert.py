@@ -27,7 +27,7 @@ def predict_request(
 ) -> prediction_pb2.PredictRequest:
     texts = [documents] if isinstance(documents, str) else list(documents)
     for number, text in enumerate(texts, 1):
-        _check_text(text, f"document {number}")
+        check_text(text, f"document {number}")
     request = prediction_pb2.PredictRequest(documents=texts, include_features=include_features)
     _set(request, "version", version)
     return request
@@ -44,8 +44,8 @@ def unlearn_request(
 ) -> unlearning_pb2.UnlearnRequest:
     names = [labels] if isinstance(labels, str) else list(labels)
     for name in names:
-        _check_text(name, "a label")
-    _check_text(reason, "reason")
+        check_text(name, "a label")
+    check_text(reason, "reason")
     request = unlearning_pb2.UnlearnRequest(labels=names, dry_run=dry_run, reason=reason)
     _set(request, "request_id", request_id or str(uuid.uuid4()))
     _set_all(request.method, method, types.Method)
@@ -60,7 +60,7 @@ def job_request(kind: type[AboutJob], job_id: str) -> AboutJob:
 
 
 def rollback_request(version: int, reason: str) -> unlearning_pb2.RollbackRequest:
-    _check_text(reason, "reason")
+    check_text(reason, "reason")
     request = unlearning_pb2.RollbackRequest(reason=reason)
     _set(request, "version", version)
     return request
@@ -187,7 +187,7 @@ def _set(message: Message, field: str, value: Any) -> None:
         raise InvalidArgument(f"{field} is out of range or of the wrong type") from None
 
 
-def _check_text(text: object, what: str) -> None:
+def check_text(text: object, what: str) -> None:
     """Raise InvalidArgument for what is not a string that UTF-8 can write.
 
     The check is ours because the error of the encoder carries the whole text.

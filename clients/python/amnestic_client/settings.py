@@ -15,6 +15,17 @@ TARGET = "127.0.0.1:8001"
 SERVICE_CONFIG: dict[str, Any] = json.loads((resources.files("amnestic") / "service_config.json").read_text())
 READY_TIMEOUT = 60.0
 
+# Of a run over many documents: each batch's longest wait for its answers, repetitions and pauses included.
+PREDICT_MANY_TIMEOUT = 120.0
+# A batch is small enough to be answered in time on a few cores, and in bytes below the 4 MiB that gRPC allows a message
+# by default, which a proxy on the way may still hold to.
+BATCH_DOCUMENTS = 32
+BATCH_BYTES = 3 * 2**20
+CONCURRENCY = 4
+# Pauses before a batch is sent to a full server again, unless the server says for how long to wait.
+FULL_FIRST_PAUSE = 0.1
+FULL_LONGEST_PAUSE = 5.0
+
 # A readiness probe is short, so that a server which hangs is asked again.
 PROBE_TIMEOUT = 1.0
 PROBE_INTERVAL = 0.1

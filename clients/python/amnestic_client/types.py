@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from amnestic_client.errors import AmnesticError
+
 
 @dataclass(frozen=True, slots=True)
 class LabelScore:
@@ -49,6 +51,30 @@ class PredictResult:
 
     version: int
     predictions: tuple[Prediction, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of one document of many: `index` is its position in the input, from 0.
+
+    `version` answered it; None for a document that could not be answered, whose `outcome` is the error.
+    """
+
+    index: int
+    version: int | None
+    outcome: Prediction | AmnesticError
+
+    @property
+    def error(self) -> AmnesticError | None:
+        """Why the document was not answered; None if it was."""
+        return self.outcome if isinstance(self.outcome, AmnesticError) else None
+
+    @property
+    def prediction(self) -> Prediction:
+        """The document's scores; raises `error` if there are none."""
+        if isinstance(self.outcome, AmnesticError):
+            raise self.outcome
+        return self.outcome
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,16 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Concatenate, ParamSpec
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import click
 
-from amnestic_client import AmnesticError, Client, Unavailable
+from amnestic_client import AmnesticError, Client, Tls, TlsError, Unavailable
 from amnestic_client.settings import TARGET, timeout_of
 
 P = ParamSpec("P")
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 QUERY_TIMEOUT = timeout_of("/amnestic.v1.PredictionService/Predict")
 ROLLBACK_TIMEOUT = timeout_of("/amnestic.v1.UnlearningService/Rollback")
@@ -25,8 +27,19 @@ class Connection:
     as_json: bool
 
 
+def _pem_option(flag: str, help_text: str) -> Callable[[Command], Command]:
+    return click.option(
+        flag,
+        metavar="FILE",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        envvar=f"AMNESTIC_{flag.removeprefix('--').upper().replace('-', '_')}",
+        show_envvar=True,
+        help=help_text,
+    )
+
+
 def connected(function: Callable[Concatenate[Connection, P], None]) -> Callable[..., None]:
-    """Give a command --server, --timeout and --json, and a `Connection` as its first argument.
+    """Give a command --server, those of TLS, --timeout and --json, and a `Connection` as its first argument.
 
     A call that fails becomes one line on standard error and exit code 1.
     """
@@ -41,6 +54,23 @@ def connected(function: Callable[Concatenate[Connection, P], None]) -> Callable[
         help="Server to ask: HOST:PORT, or unix:PATH for its Unix domain socket.",
     )
     @click.option(
+        "--tls",
+        is_flag=True,
+        envvar="AMNESTIC_TLS",
+        show_envvar=True,
+        help="Speak TLS; any other option of TLS implies it.",
+    )
+    @_pem_option("--tls-ca", "Authorities to trust, PEM; those that gRPC carries unless given.")
+    @_pem_option("--tls-cert", "Client certificate, PEM, for a server that asks for one.")
+    @_pem_option("--tls-key", "Key of the client certificate, PEM.")
+    @click.option(
+        "--tls-server-name",
+        metavar="NAME",
+        envvar="AMNESTIC_TLS_SERVER_NAME",
+        show_envvar=True,
+        help="Name in the server's certificate, if it is not that of --server.",
+    )
+    @click.option(
         "--timeout",
         metavar="SECONDS",
         type=click.FloatRange(min=0, min_open=True),
@@ -48,14 +78,33 @@ def connected(function: Callable[Concatenate[Connection, P], None]) -> Callable[
     )
     @click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
     @functools.wraps(function)
-    def command(server: str, timeout: float | None, as_json: bool, *args: P.args, **options: P.kwargs) -> None:
-        with Client(server) as client:
+    def command(
+        server: str,
+        tls: bool,
+        tls_ca: Path | None,
+        tls_cert: Path | None,
+        tls_key: Path | None,
+        tls_server_name: str | None,
+        timeout: float | None,
+        as_json: bool,
+        *args: P.args,
+        **options: P.kwargs,
+    ) -> None:
+        given = Tls(ca=tls_ca, certificate=tls_cert, key=tls_key, server_name=tls_server_name)
+        with _client(server, given if tls or given != Tls() else None) as client:
             try:
                 function(Connection(client, timeout, as_json), *args, **options)
             except AmnesticError as error:
                 raise click.ClickException(_sentence(error, server)) from error
 
     return command
+
+
+def _client(server: str, tls: Tls | None) -> Client:
+    try:
+        return Client(server, tls=tls)
+    except TlsError as error:
+        raise click.ClickException(str(error)) from None
 
 
 def _sentence(error: AmnesticError, server: str) -> str:
