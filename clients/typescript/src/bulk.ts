@@ -14,9 +14,15 @@ interface Batch {
   readonly texts: readonly string[];
 }
 
-export interface Bulk extends PredictManyOptions {
-  readonly concurrency: number;
+/** What the server must be asked for first: the size of a batch, and the version that answers all. */
+export interface Plan {
   readonly batch: number;
+  readonly version: number | undefined;
+}
+
+export interface Bulk extends Omit<PredictManyOptions, "batch" | "pin" | "version"> {
+  readonly plan: Promise<Plan>;
+  readonly concurrency: number;
   readonly timeoutMs: number;
 }
 
@@ -34,7 +40,7 @@ export async function* predictMany(
   const left = new AbortController();
   const signal = AbortSignal.any(options.signal ? [options.signal, left.signal] : [left.signal]);
   setMaxListeners(0, signal); // each call in flight listens
-  const batches = inBatches(texts, options.batch);
+  const batches = inBatches(texts, quiet(options.plan));
   const running: Promise<Answer[]>[] = [];
   let reading: Promise<IteratorResult<Batch, void>> | undefined;
   let more = true;
@@ -65,7 +71,8 @@ export async function* predictMany(
 /** One batch's answers. A batch that a full server turns away is sent again when the server says, within its time. */
 async function send(predict: Predict, batch: Batch, options: Bulk): Promise<Answer[]> {
   const deadline = Date.now() + options.timeoutMs;
-  const { version, includeFeatures, signal } = options;
+  const { includeFeatures, signal } = options;
+  const { version } = await options.plan;
   for (;;) {
     try {
       const timeoutMs = deadline - Date.now();
@@ -114,12 +121,16 @@ function placed(error: AmnesticError, { start }: Batch): AmnesticError {
   return errorOf(error.code, detail, { cause, fieldViolations, retryAfterMs, reason });
 }
 
-async function* inBatches(texts: Iterable<string> | AsyncIterable<string>, size: number): AsyncGenerator<Batch, void> {
+/** The input is opened before the plan is there: the lines of a readline are lost until someone reads them. */
+async function* inBatches(
+  texts: Iterable<string> | AsyncIterable<string>,
+  plan: Promise<Plan>,
+): AsyncGenerator<Batch, void> {
   let start = 0;
   let batch: string[] = [];
   for await (const text of texts) {
     batch.push(text);
-    if (batch.length < size) continue;
+    if (batch.length < (await plan).batch) continue;
     yield { start, texts: batch };
     start += batch.length;
     batch = [];

@@ -64,15 +64,12 @@ export class AmnesticClient {
     for (const [name, value] of Object.entries({ concurrency, batch })) {
       if (!Number.isInteger(value) || value < 1) throw new InvalidArgument(`${name} is not a positive integer`);
     }
+    const plan = this.getModel(options).then(({ maxDocuments, activeVersion }) => ({
+      batch: Math.min(batch, maxDocuments),
+      version: options.version ?? (options.pin ? activeVersion : undefined),
+    }));
     const { timeoutMs } = this.#within(options);
-    const model = await this.getModel(options);
-    yield* predictMany((some, each) => this.predict(some, each), texts, {
-      ...options,
-      version: options.version ?? (options.pin ? model.activeVersion : undefined),
-      concurrency,
-      batch: Math.min(batch, model.maxDocuments),
-      timeoutMs,
-    });
+    yield* predictMany((some, each) => this.predict(some, each), texts, { ...options, plan, concurrency, timeoutMs });
   }
 
   /** Describe the model being served, with its labels and limits. */

@@ -1,6 +1,8 @@
 /** Many documents: order, bounds, early ends and documents that are refused, over a real connection. */
 
 import assert from "node:assert/strict";
+import { createInterface } from "node:readline";
+import { Readable } from "node:stream";
 import { test, type TestContext } from "node:test";
 import { setTimeout } from "node:timers/promises";
 
@@ -176,6 +178,24 @@ test("a signal ends it while the input is waited for", async (t) => {
   const next = answers.next();
   controller.abort();
   await assert.rejects(next, { name: "Cancelled" });
+});
+
+test("no line is lost of a file, and without a server the input is closed", async (t) => {
+  const { client } = await start(t);
+  const lines = () => createInterface({ input: Readable.from(["first\nsec", "ond\n"]) });
+  assert.deepEqual(names(await collect(client.predictMany(lines()))), ["first", "second"]);
+
+  let closed = false;
+  function* texts(): Generator<string> {
+    try {
+      yield "text";
+    } finally {
+      closed = true;
+    }
+  }
+  const away = clientOf(t, "127.0.0.1:9");
+  await assert.rejects(collect(away.predictMany(texts(), { batch: 1 })), { name: "Unavailable" });
+  assert.ok(closed);
 });
 
 test("an error of the input comes through", async (t) => {

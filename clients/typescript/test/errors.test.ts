@@ -184,9 +184,19 @@ test("closing cancels what is in flight, and what comes after", async (t) => {
   await assert.rejects(client.predict("text"), { name: "Cancelled", detail: "the client is closed" });
 });
 
-test("a server without the health service, or none, is not ready", async (t) => {
+test("readiness is the health service's word", async (t) => {
   const server = await FakeServer.start(t);
-  assert.equal((await failureOf(clientOf(t, server.target).isReady())).code, "UNIMPLEMENTED");
+  const client = clientOf(t, server.target);
+  server.ready = false;
+  assert.equal(await client.isReady(), false);
+  await assert.rejects(client.waitUntilReady({ timeoutMs: 300 }), { name: "DeadlineExceeded" });
+  const waiting = client.waitUntilReady();
+  server.ready = true;
+  await waiting;
+  assert.equal(await client.isReady(), true);
+});
+
+test("no server is not ready", async (t) => {
   const away = clientOf(t, "127.0.0.1:9");
   assert.equal(await away.isReady(), false);
   await assert.rejects(away.waitUntilReady({ timeoutMs: 300 }), amnestic.DeadlineExceeded);

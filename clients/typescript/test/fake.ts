@@ -64,6 +64,7 @@ export class Failure {
 export class FakeServer {
   readonly requests: { method: string; request: unknown }[] = [];
   port = 0;
+  ready = true;
   #scripts = new Map<string, (Step | Step[])[]>();
   #server = new Server({ "grpc.max_receive_message_length": -1 });
 
@@ -86,6 +87,7 @@ export class FakeServer {
 
   async listen(address: string, credentials = ServerCredentials.createInsecure()): Promise<void> {
     for (const service of [PredictionService, UnlearningService]) this.#serve(service);
+    this.#serveHealth();
     this.port = await new Promise((resolve, reject) => {
       this.#server.bindAsync(address, credentials, (error, port) => {
         if (error) reject(error);
@@ -112,6 +114,23 @@ export class FakeServer {
     const steps = this.#scripts.get(method) ?? [];
     const step = steps.length > 1 ? steps.shift() : steps[0];
     return step ?? new Failure("UNIMPLEMENTED", `no script for ${method}`);
+  }
+
+  /** The standard health service, whose answer is field 1: 1 for serving, 2 for not. */
+  #serveHealth(): void {
+    const definition = {
+      path: "/grpc.health.v1.Health/Check",
+      requestStream: false,
+      responseStream: false,
+      requestSerialize: (bytes: Buffer) => bytes,
+      requestDeserialize: (bytes: Buffer) => bytes,
+      responseSerialize: (bytes: Buffer) => bytes,
+      responseDeserialize: (bytes: Buffer) => bytes,
+    };
+    const check: handleUnaryCall<Buffer, Buffer> = (_, done) => {
+      done(null, Buffer.from([8, this.ready ? 1 : 2]));
+    };
+    this.#server.addService({ Check: definition }, { Check: check });
   }
 
   #serve(service: DescService): void {

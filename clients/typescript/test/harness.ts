@@ -1,8 +1,8 @@
 /**
  * A real Amnestic server, started and stopped by the tests.
  *
- * `AMNESTIC_SERVE` is the command that serves a bundle, as a JSON list without flags of ports; the tests that need a
- * server are skipped without it. `AMNESTIC_SETTINGS` are a method and gates that forget a label of it.
+ * `AMNESTIC_TEST_SERVE` is the command that serves a bundle, as a JSON list without flags of ports; the tests that need a
+ * server are skipped without it. `AMNESTIC_TEST_SETTINGS` are a method and gates that forget a label of it.
  */
 
 import { spawn, type ChildProcess } from "node:child_process";
@@ -13,8 +13,8 @@ import type { GateLimits, Method } from "amnestic-client";
 
 const READY = /^ready: grpc=(?<target>\S+) /;
 
-export const serveCommand = JSON.parse(process.env["AMNESTIC_SERVE"] ?? "[]") as string[];
-export const { method, gates } = JSON.parse(process.env["AMNESTIC_SETTINGS"] ?? "{}") as {
+export const serveCommand = JSON.parse(process.env["AMNESTIC_TEST_SERVE"] ?? "[]") as string[];
+export const { method, gates } = JSON.parse(process.env["AMNESTIC_TEST_SETTINGS"] ?? "{}") as {
   method?: Method;
   gates?: GateLimits;
 };

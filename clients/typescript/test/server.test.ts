@@ -13,7 +13,7 @@ import { clientOf, collect } from "./fake.js";
 import { AmnesticServer, gates, method, serveCommand } from "./harness.js";
 
 const FORGOTTEN = "alpha";
-const skip = serveCommand.length > 0 ? false : "AMNESTIC_SERVE names no server to start";
+const skip = serveCommand.length > 0 ? false : "AMNESTIC_TEST_SERVE names no server to start";
 
 describe("a real server", { skip }, () => {
   let server: AmnesticServer;
@@ -179,7 +179,7 @@ describe("a real server", { skip }, () => {
 
   test(
     "it is reached by a Unix domain socket",
-    { skip: !process.env["AMNESTIC_UDS"] && "it serves none" },
+    { skip: !process.env["AMNESTIC_TEST_UDS"] && "it serves none" },
     async (t) => {
       const other = clientOf(t, `unix:${socket()}`);
       assert.deepEqual(await other.getModel(), await client.getModel());
@@ -197,7 +197,7 @@ describe("a real server", { skip }, () => {
     await server.stop();
     server = await AmnesticServer.start(
       ...["--grpc-port", server.port],
-      ...(process.env["AMNESTIC_UDS"] ? ["--uds", socket()] : []),
+      ...(process.env["AMNESTIC_TEST_UDS"] ? ["--uds", socket()] : []),
     );
   }
 
