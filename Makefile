@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 TRITON := .venv-triton
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test triton check lint proto proto-check bench clean
+.PHONY: help demo test triton check lint proto proto-check client-ts bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -44,6 +44,9 @@ proto: $(STAMP) ## generate the stubs
 
 proto-check: $(STAMP) ## the committed stubs are those of the proto files
 	$(BIN)/python proto/generate.py --check
+
+client-ts: $(STAMP) ## build, lint and test the TypeScript client over a real server
+	$(BIN)/python -m pytest tests/client/test_typescript.py
 
 bench: $(STAMP) ## measure serving beside its ceiling, and forgetting beside retraining
 	$(BIN)/amnestic bench serve

@@ -1,0 +1,161 @@
+import { predictMany } from "./bulk.js";
+import * as convert from "./convert.js";
+import { DeadlineExceeded, InvalidArgument, Unavailable } from "./errors.js";
+import { PredictionService } from "./generated/amnestic/v1/prediction_pb.js";
+import { UnlearningService } from "./generated/amnestic/v1/unlearning_pb.js";
+import { pause } from "./pause.js";
+import * as settings from "./settings.js";
+import { Transport } from "./transport.js";
+import type {
+  Answer,
+  CallOptions,
+  ClientOptions,
+  Job,
+  ListJobsOptions,
+  Model,
+  PredictManyOptions,
+  PredictOptions,
+  PredictResult,
+  UnlearnOptions,
+  Version,
+} from "./types.js";
+import { watchJob } from "./watch.js";
+
+/**
+ * A connection to one Amnestic server, which may be shared by everything in the process.
+ *
+ * It connects at the first call and stays until `close`. Every call rejects with an `AmnesticError`. Calls that are
+ * safe to repeat are retried by gRPC while the server is unavailable, within their timeout.
+ */
+export class AmnesticClient {
+  readonly #transport: Transport;
+  readonly #timeoutMs: number | undefined;
+
+  /** `target` is host:port or unix:/path/of/socket. */
+  constructor(target: string = settings.TARGET, options: ClientOptions = {}) {
+    this.#transport = new Transport(target, options);
+    this.#timeoutMs = options.timeoutMs;
+  }
+
+  /** End the connection; calls in flight are cancelled. */
+  close(): void {
+    this.#transport.close();
+  }
+
+  /** Classify one or many documents, all by the same version: the active one, or the one pinned. */
+  async predict(texts: string | readonly string[], options: PredictOptions = {}): Promise<PredictResult> {
+    const { method } = PredictionService;
+    const request = convert.predictRequest(texts, options);
+    return convert.predictResult(await this.#transport.unary(method.predict, request, this.#within(options)));
+  }
+
+  /**
+   * Classify any number of documents, yielding one answer each in the order of `texts`.
+   *
+   * The input is read only as fast as answers are taken. Each answer names its version: without `version` or `pin`
+   * a new one may become active on the way. Leaving early cancels the calls in flight.
+   */
+  async *predictMany(
+    texts: Iterable<string> | AsyncIterable<string>,
+    options: PredictManyOptions = {},
+  ): AsyncGenerator<Answer, void, undefined> {
+    if (typeof texts === "string") throw new InvalidArgument("texts is one document; give predict that");
+    const { concurrency = settings.CONCURRENCY, batch = settings.BATCH } = options;
+    for (const [name, value] of Object.entries({ concurrency, batch })) {
+      if (!Number.isInteger(value) || value < 1) throw new InvalidArgument(`${name} is not a positive integer`);
+    }
+    const plan = this.getModel(options).then(({ maxDocuments, activeVersion }) => ({
+      batch: Math.min(batch, maxDocuments),
+      version: options.version ?? (options.pin ? activeVersion : undefined),
+    }));
+    const { timeoutMs } = this.#within(options);
+    yield* predictMany((some, each) => this.predict(some, each), texts, { ...options, plan, concurrency, timeoutMs });
+  }
+
+  /** Describe the model being served, with its labels and limits. */
+  async getModel(options: CallOptions = {}): Promise<Model> {
+    const { method } = PredictionService;
+    return convert.model(await this.#transport.unary(method.getModel, {}, this.#within(options)));
+  }
+
+  /** Ask for labels to be forgotten; answers at once with the job. */
+  async unlearn(labels: string | readonly string[], options: UnlearnOptions = {}): Promise<Job> {
+    const { method } = UnlearningService;
+    const request = convert.unlearnRequest(labels, options);
+    return convert.job((await this.#transport.unary(method.unlearn, request, this.#within(options))).job);
+  }
+
+  /**
+   * Yield the job as it is and after each change, until it has ended.
+   *
+   * The watch survives a restart of the server. It has no deadline unless `timeoutMs` sets one for the whole.
+   */
+  watchJob(jobId: string, options: CallOptions = {}): AsyncGenerator<Job, void, undefined> {
+    return watchJob(this.#transport, jobId, options);
+  }
+
+  /** Watch the job until it has ended, whatever the end, and return it so. */
+  async waitForJob(jobId: string, options: CallOptions = {}): Promise<Job> {
+    for await (const job of this.watchJob(jobId, options)) if (job.ended) return job;
+    throw new Unavailable("the watch ended before the job");
+  }
+
+  async getJob(jobId: string, options: CallOptions = {}): Promise<Job> {
+    const { getJob } = UnlearningService.method;
+    const request = convert.request(getJob.input, { jobId });
+    return convert.job((await this.#transport.unary(getJob, request, this.#within(options))).job);
+  }
+
+  /** The newest jobs first. */
+  async listJobs(options: ListJobsOptions = {}): Promise<Job[]> {
+    const { listJobs } = UnlearningService.method;
+    const request = convert.request(listJobs.input, { limit: options.limit });
+    return (await this.#transport.unary(listJobs, request, this.#within(options))).jobs.map(convert.job);
+  }
+
+  /** Stop a job; rejects with FailedPrecondition once it has begun to activate. */
+  async cancelJob(jobId: string, options: CallOptions = {}): Promise<Job> {
+    const { cancelJob } = UnlearningService.method;
+    const request = convert.request(cancelJob.input, { jobId });
+    return convert.job((await this.#transport.unary(cancelJob, request, this.#within(options))).job);
+  }
+
+  /** Every version, oldest first. */
+  async listVersions(options: CallOptions = {}): Promise<Version[]> {
+    const { listVersions } = UnlearningService.method;
+    return (await this.#transport.unary(listVersions, {}, this.#within(options))).versions.map(convert.version);
+  }
+
+  /** Make an earlier version the active one; answers when no call to the version left is in flight. */
+  async rollback(version: number, reason: string, options: CallOptions = {}): Promise<Version> {
+    const { rollback } = UnlearningService.method;
+    const request = convert.request(rollback.input, { version, reason });
+    const within = this.#within(options, settings.ROLLBACK_TIMEOUT);
+    return convert.version((await this.#transport.unary(rollback, request, within)).version);
+  }
+
+  /** Ask the standard health service once; false if the server is away, warming up or draining. */
+  async isReady(options: CallOptions = {}): Promise<boolean> {
+    try {
+      return await this.#transport.isServing(this.#within(options, settings.PROBE_TIMEOUT));
+    } catch (error) {
+      if (error instanceof Unavailable || error instanceof DeadlineExceeded) return false;
+      throw error;
+    }
+  }
+
+  /** Resolve once the server is ready; rejects with DeadlineExceeded if it is not within the timeout. */
+  async waitUntilReady({ timeoutMs = settings.READY_TIMEOUT, signal }: CallOptions = {}): Promise<void> {
+    const deadline = Date.now() + timeoutMs;
+    for (let left = timeoutMs; left > 0; left = deadline - Date.now()) {
+      if (await this.isReady({ timeoutMs: Math.min(left, settings.PROBE_TIMEOUT), signal })) return;
+      await pause(settings.PROBE_INTERVAL, signal);
+    }
+    throw new DeadlineExceeded(`the server was not ready within ${timeoutMs} ms`);
+  }
+
+  /** The options of a call with its timeout: its own, the client's, or the default of its kind. */
+  #within(options: CallOptions, byDefault = settings.TIMEOUT): CallOptions & { timeoutMs: number } {
+    return { signal: options.signal, timeoutMs: options.timeoutMs ?? this.#timeoutMs ?? byDefault };
+  }
+}

@@ -1,0 +1,262 @@
+/**
+ * What the client takes and gives: plain objects, free of protobuf.
+ *
+ * Times are `Date`s, durations in seconds unless the name says otherwise, probabilities and F1 from 0 to 1. What is
+ * absent is undefined. Versions and counts are numbers, exact below 2^53.
+ */
+
+import type { AmnesticError } from "./errors.js";
+
+/**
+ * A label's probability, and whether it is decided for.
+ *
+ * A label that the answering version has forgotten is answered from the model's true output, never masked.
+ */
+export interface LabelScore {
+  readonly label: string;
+  readonly probability: number;
+  /**
+   * Of a multi_label model, that the probability reaches the label's threshold; of a single_label model, that it is
+   * the largest of the document.
+   */
+  readonly decision: boolean;
+  readonly forgotten: boolean;
+}
+
+/** One document's scores in the model's label order. */
+export interface Prediction {
+  readonly scores: readonly LabelScore[];
+  /** The labels that apply, in the model's order. */
+  readonly decided: readonly string[];
+  /** Tokens that the encoder saw. */
+  readonly tokens: number;
+  /** True if the document was longer than the model's maximum and was cut. */
+  readonly truncated: boolean;
+  /** Inputs of the classification head; empty unless asked for. */
+  readonly features: readonly number[];
+}
+
+/** One prediction a document, in the order sent, all from the one version named. */
+export interface PredictResult {
+  readonly version: number;
+  readonly predictions: readonly Prediction[];
+}
+
+/** One document's prediction among many: its place in the input, from 0, and the version that answered it. */
+export interface Answer extends Prediction {
+  readonly index: number;
+  readonly version: number;
+}
+
+/** A label of the model. */
+export interface Label {
+  readonly name: string;
+  /** The probability from which on it is decided; a single_label model has none. */
+  readonly threshold: number | undefined;
+  /** Whether the active version has forgotten it. */
+  readonly forgotten: boolean;
+}
+
+/** The model being served and its limits. */
+export interface Model {
+  readonly name: string;
+  /** bert, distilbert or roberta. */
+  readonly architecture: string;
+  readonly labels: readonly Label[];
+  readonly precision: string;
+  /** The ONNX Runtime execution provider in use. */
+  readonly provider: string;
+  readonly maxTokens: number;
+  readonly maxDocuments: number;
+  readonly maxDocumentBytes: number;
+  readonly activeVersion: number;
+  readonly bundleDigest: string;
+  readonly encoderDigest: string;
+  readonly parameters: number;
+  /** multi_label, where each label applies or not by itself, or single_label, one label a document. */
+  readonly problemType: string;
+}
+
+/**
+ * Settings of STEU (arXiv 2603.19302). What is undefined takes the preset's value; no preset, the server's default one.
+ */
+export interface Method {
+  readonly preset?: string | undefined;
+  readonly k?: number | undefined;
+  readonly epochs?: number | undefined;
+  readonly embeddingLr?: number | undefined;
+  readonly headLr?: number | undefined;
+  readonly forgetWeight?: number | undefined;
+  readonly utilityWeight?: number | undefined;
+  readonly distilWeight?: number | undefined;
+  readonly batchSize?: number | undefined;
+  /** 64 bits: a bigint where a number could not hold it. */
+  readonly seed?: number | bigint | undefined;
+  readonly alignWeight?: number | undefined;
+  readonly eraseHead?: boolean | undefined;
+  readonly lrDecay?: boolean | undefined;
+  readonly maxSteps?: number | undefined;
+  readonly maxTokens?: number | undefined;
+}
+
+/**
+ * Conditions that a candidate must meet before it may serve, each the largest value that passes.
+ *
+ * What is undefined takes the server's default. A limit above that is recorded with the job as relaxed.
+ */
+export interface GateLimits {
+  readonly forgetF1Max?: number | undefined;
+  readonly forgetAurocMax?: number | undefined;
+  readonly probeRatioMax?: number | undefined;
+  readonly retainF1DropMax?: number | undefined;
+  readonly retainLabelDropMax?: number | undefined;
+  readonly logitDifferenceMax?: number | undefined;
+}
+
+/** Where a job is in its life. UNSPECIFIED also stands for a state newer than this client. */
+export type JobState =
+  "UNSPECIFIED" | "QUEUED" | "RUNNING" | "GATING" | "ACTIVATING" | "SUCCEEDED" | "REJECTED" | "FAILED" | "CANCELLED";
+
+/** What the worker is doing: `step` of `steps` counts over all epochs. */
+export interface Progress {
+  readonly stage: string;
+  readonly epoch: number;
+  readonly epochs: number;
+  readonly step: number;
+  readonly steps: number;
+  readonly forgetLoss: number;
+  readonly utilityLoss: number;
+  readonly secondsLeft: number | undefined;
+}
+
+/** A measured condition; `label` is undefined for a gate that is not measured by label. */
+export interface Gate {
+  readonly name: string;
+  readonly label: string | undefined;
+  readonly value: number;
+  readonly limit: number;
+  readonly passed: boolean;
+}
+
+/** What a job changed, and from how many documents; `tokens` are the edited word pieces, best score first. */
+export interface ChangeReport {
+  readonly patchDigest: string;
+  readonly rowsChanged: number;
+  readonly parametersChanged: number;
+  readonly parametersChangedRatio: number;
+  readonly tokens: readonly string[];
+  readonly forgetDocuments: number;
+  readonly retainDocuments: number;
+  readonly trainingSeconds: number;
+}
+
+/** One forget request and its life. */
+export interface Job {
+  readonly jobId: string;
+  readonly requestId: string;
+  readonly state: JobState;
+  /** True if the job will not change any more. */
+  readonly ended: boolean;
+  readonly labels: readonly string[];
+  /** All labels that the resulting version forgets. */
+  readonly forgotten: readonly string[];
+  readonly dryRun: boolean;
+  readonly reason: string;
+  readonly method: Method;
+  readonly gateLimits: GateLimits;
+  readonly progress: Progress | undefined;
+  readonly gates: readonly Gate[];
+  readonly change: ChangeReport | undefined;
+  readonly version: number | undefined;
+  readonly error: string | undefined;
+  readonly createdAt: Date | undefined;
+  readonly startedAt: Date | undefined;
+  readonly finishedAt: Date | undefined;
+  readonly attempts: number;
+  readonly swapSeconds: number;
+  /** The limits that were looser than the server's defaults. */
+  readonly relaxedGates: readonly string[];
+}
+
+/** The base (no job, no patch) or the base with one patch. */
+export interface Version {
+  readonly version: number;
+  readonly active: boolean;
+  readonly forgotten: readonly string[];
+  readonly jobId: string | undefined;
+  readonly patchDigest: string | undefined;
+  readonly createdAt: Date | undefined;
+  /** By label, on the gate split. */
+  readonly f1: Readonly<Record<string, number>>;
+  /** The limits that the job behind it had relaxed. */
+  readonly relaxedGates: readonly string[];
+}
+
+/** A field of the request at fault, by its path, such as `documents[1]`. */
+export interface FieldViolation {
+  readonly field: string;
+  readonly description: string;
+}
+
+/** PEM texts. Without `ca` the roots that come with Node count; `certificate` and `key` are the client's own, for mTLS. */
+export interface Tls {
+  readonly ca?: string | Uint8Array | undefined;
+  readonly certificate?: string | Uint8Array | undefined;
+  readonly key?: string | Uint8Array | undefined;
+  /** The name that the server's certificate must hold, if it isn't the target's. */
+  readonly serverName?: string | undefined;
+}
+
+export interface ClientOptions {
+  /** Encrypt; `true` for no more than that. Without it the connection is plain text, as a sidecar's is. */
+  readonly tls?: boolean | Tls | undefined;
+  /** Longest wait for an answer, for calls that don't give their own. */
+  readonly timeoutMs?: number | undefined;
+  /** Compress what is sent. */
+  readonly compression?: "gzip" | undefined;
+}
+
+export interface CallOptions {
+  /** Longest wait for the answer; it travels to the server as the call's deadline. */
+  readonly timeoutMs?: number | undefined;
+  /** Cancels the call, here and on the server. */
+  readonly signal?: AbortSignal | undefined;
+}
+
+export interface PredictOptions extends CallOptions {
+  /** The version that must answer, in place of the active one. */
+  readonly version?: number | undefined;
+  /** Also return the inputs of the classification head. */
+  readonly includeFeatures?: boolean | undefined;
+}
+
+/** `timeoutMs` holds for each call of one batch. */
+export interface PredictManyOptions extends PredictOptions {
+  /** Most calls in flight, and so most batches read ahead of the answers taken. */
+  readonly concurrency?: number | undefined;
+  /** Most documents in a call; never more than the server allows. */
+  readonly batch?: number | undefined;
+  /** Answer all by the version that is active at the beginning, even if another becomes so. */
+  readonly pin?: boolean | undefined;
+  /**
+   * Told of each document that the server or the wire refuses, with its place in the input; the document is then left
+   * out. Without it the first one ends the answers.
+   */
+  readonly onInvalid?: ((error: AmnesticError, index: number) => void) | undefined;
+}
+
+export interface UnlearnOptions extends CallOptions {
+  /** A repetition with the same id and content answers with the first one's job; drawn if not given. */
+  readonly requestId?: string | undefined;
+  /** Train and measure, but leave the served version as it is. */
+  readonly dryRun?: boolean | undefined;
+  readonly method?: Method | undefined;
+  readonly gates?: GateLimits | undefined;
+  /** Why, for the record. Must not hold patient data. */
+  readonly reason?: string | undefined;
+}
+
+export interface ListJobsOptions extends CallOptions {
+  /** Most jobs; the server's own limit if not given. */
+  readonly limit?: number | undefined;
+}

@@ -1,0 +1,80 @@
+/** What the package gives: its names, its files, CommonJS, and a place for every field of the wire. */
+
+import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
+import { fileURLToPath } from "node:url";
+import { test } from "node:test";
+
+import * as amnestic from "amnestic-client";
+
+import type * as prediction from "../dist/generated/amnestic/v1/prediction_pb.js";
+import type * as unlearning from "../dist/generated/amnestic/v1/unlearning_pb.js";
+
+const ROOT = fileURLToPath(new URL("..", import.meta.url));
+
+const NAMES = [
+  "AlreadyExists",
+  "AmnesticClient",
+  "AmnesticError",
+  "Cancelled",
+  "DeadlineExceeded",
+  "FailedPrecondition",
+  "Internal",
+  "InvalidArgument",
+  "NotFound",
+  "ResourceExhausted",
+  "Unavailable",
+];
+
+/** `true`, or the wire's names that a type of ours has no place for: the compiler then says which. */
+type Complete<Wire, Ours> = [Missing<Wire, Ours>] extends [never] ? true : Missing<Wire, Ours>;
+type Missing<Wire, Ours> = Exclude<Wire, Ours | "$typeName" | "$unknown">;
+
+// Checked by the compiler alone.
+export const COMPLETE: [
+  Complete<keyof prediction.Prediction, keyof amnestic.Prediction>,
+  Complete<keyof prediction.PredictResponse, keyof amnestic.PredictResult>,
+  Complete<keyof prediction.LabelScore, keyof amnestic.LabelScore>,
+  Complete<keyof prediction.GetModelResponse, keyof amnestic.Model>,
+  Complete<keyof prediction.Label, keyof amnestic.Label>,
+  Complete<keyof unlearning.Job, keyof amnestic.Job>,
+  Complete<keyof unlearning.Method, keyof amnestic.Method>,
+  Complete<keyof unlearning.GateLimits, keyof amnestic.GateLimits>,
+  Complete<keyof unlearning.Progress, keyof amnestic.Progress>,
+  Complete<keyof unlearning.Gate, keyof amnestic.Gate>,
+  Complete<keyof unlearning.ChangeReport, keyof amnestic.ChangeReport>,
+  Complete<keyof unlearning.Version, keyof amnestic.Version>,
+  Complete<keyof typeof unlearning.JobState, amnestic.JobState>,
+] = [true, true, true, true, true, true, true, true, true, true, true, true, true];
+
+test("the public names", () => {
+  assert.deepEqual(Object.keys(amnestic).sort(), NAMES);
+});
+
+test("CommonJS can require it", () => {
+  const code = "console.log(Object.keys(require('amnestic-client')).sort().join())";
+  assert.equal(node("--input-type=commonjs", "-e", code).trim(), NAMES.join());
+});
+
+test("an idle client doesn't keep the process", () => {
+  const code = `
+    import { AmnesticClient } from "amnestic-client";
+    await new AmnesticClient("127.0.0.1:9").isReady();
+  `;
+  assert.equal(node("--input-type=module", "-e", code), "");
+});
+
+test("the package holds what was built, and nothing else", () => {
+  const output = execFileSync("npm", ["pack", "--dry-run", "--json"], { cwd: ROOT, encoding: "utf8" });
+  const files = (JSON.parse(output) as { files: { path: string }[] }[])[0]?.files.map((file) => file.path) ?? [];
+  for (const path of ["package.json", "README.md", "dist/index.js", "dist/index.d.ts"])
+    assert.ok(files.includes(path), path);
+  assert.deepEqual(
+    files.filter((path) => !/^(dist\/.*\.(js|d\.ts)|package\.json|README\.md|LICENSE)$/.test(path)),
+    [],
+  );
+});
+
+function node(...args: string[]): string {
+  return execFileSync(process.execPath, args, { cwd: ROOT, encoding: "utf8", timeout: 20_000 });
+}
