@@ -4,9 +4,14 @@ They are shared, so a test that changes a file works on a copy.
 """
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from postgres import Postgres
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -35,3 +40,18 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, corpus_pa
     out = tmp_path_factory.mktemp("bundle") / "toy"
     export(str(checkpoint), out, corpus=corpus_path)
     return out
+
+
+@pytest.fixture(scope="session")
+def postgres() -> "Iterator[Postgres]":
+    """A PostgreSQL server whose user `reader` has the password `postgres.PASSWORD` and may read all."""
+    import postgres
+
+    programs = postgres.programs()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed")
+    psycopg = pytest.importorskip("psycopg")
+    with postgres.running(programs) as server:
+        with psycopg.connect(server.url(), autocommit=True) as connection:
+            connection.execute(f"CREATE ROLE reader LOGIN PASSWORD '{postgres.PASSWORD}' IN ROLE pg_read_all_data")
+        yield server

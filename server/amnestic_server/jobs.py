@@ -34,14 +34,11 @@ from amnestic_server.snapshot import Snapshots
 from amnestic_server.store import JobRecord, JobState, Store
 from amnestic_server.versions import Versions
 from amnestic_server.worker import WorkerError, run_worker
-from amnestic_unlearn.errors import MIN_FORGET_DOCUMENTS
+from amnestic_unlearn.errors import MIN_FORGET_DOCUMENTS, MIN_GATE_DOCUMENTS
 from amnestic_unlearn.patch import PatchError, digest_of
 from amnestic_unlearn.spec import GateLimits, JobSpec, Progress, SettingError
 
 log = logging.getLogger(__name__)
-
-# With fewer, chance reaches as far as `measures.MOST_CHANCE`: what the gates measure of the label would tell nothing.
-MIN_GATE_DOCUMENTS = 6
 
 
 @dataclass(frozen=True, slots=True)

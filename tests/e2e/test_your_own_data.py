@@ -4,19 +4,24 @@ Only two things are put in: the files that PhysioNet would ship, and in place of
 checkpoint in the same form, one `pytorch_model.bin`.
 """
 
+import csv
 import json
+import random
 import re
 import shlex
+import sqlite3
 import tomllib
 from pathlib import Path
 
 import click
+import duckdb
 import pytest
 import torch
 from click.testing import CliRunner
 from huggingface_hub import constants
 from mimic_files import write_mimic_iii, write_mimic_iv
 from open_data import DATA, needs
+from postgres import PASSWORD, Postgres
 from toys import toy_model, toy_tokenizer
 
 from amnestic_server.cli import group
@@ -32,6 +37,40 @@ COMMANDS = [
 ]
 BENCHMARKS = [line for line in COMMANDS if line.startswith("amnestic bench unlearn ")]
 COMMIT = "0" * 40
+
+
+def own_tables(folder: Path) -> None:
+    """Every table that the page imports from, with the columns that it names."""
+    draw = random.Random(7)
+    rows = [
+        (number, f"Note {number} of a stay", number // 2, draw.sample(("renal", "cardiac", "nephrology"), 2))
+        for number in range(400)
+    ]
+    with (folder / "notes.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("note", "codes", "subject_id"))
+        writer.writerows((text, ";".join(labels), patient) for _, text, patient, labels in rows)
+    with (folder / "annotated.jsonl").open("w") as file:
+        file.writelines(
+            json.dumps({"text": text, "tags": labels, "patient": patient}) + "\n" for _, text, patient, labels in rows
+        )
+    with sqlite3.connect(folder / "clinic.db") as clinic:
+        clinic.execute("CREATE TABLE note (id, text, patient)")
+        clinic.execute("CREATE TABLE diagnosis (note, label)")
+        clinic.executemany("INSERT INTO note VALUES (?, ?, ?)", [row[:3] for row in rows])
+        clinic.executemany("INSERT INTO diagnosis VALUES (?, ?)", [(row[0], label) for row in rows for label in row[3]])
+    clinic.close()
+    (folder / "shards").mkdir()
+    with duckdb.connect(str(folder / "warehouse.duckdb")) as warehouse:
+        source = "read_json('annotated.jsonl')"
+        warehouse.execute(f"CREATE TABLE note AS SELECT text, tags AS labels, patient FROM {source}")
+        columns = (
+            "text, patient AS subject_id, 'renal' = ANY(labels) AS dx_renal, 'cardiac' = ANY(labels) AS dx_cardiac"
+        )
+        for number in (0, 1):
+            warehouse.sql(f"SELECT {columns} FROM note WHERE patient % 2 = {number}").write_parquet(
+                str(folder / "shards" / f"part-{number}.parquet")
+            )
 
 
 def run(line: str, **replaced: str) -> str:
@@ -89,6 +128,63 @@ def test_from_the_files_to_a_bundle(desk: Path) -> None:
     verify(desk / "bundle", manifest)
     assert manifest.labels == tuple(sorted(icd.DEFAULT)) and manifest.max_tokens == 512
     assert {path.suffix for path in (desk / "checkpoint").iterdir()} == {".json", ".safetensors"}
+
+
+TABLES = [line for line in COMMANDS if line.startswith("amnestic corpus import table ")]
+
+
+@pytest.mark.parametrize("line", [line for line in TABLES if "my_dataset" not in line and "postgresql:" not in line])
+def test_tables_of_ones_own_become_corpora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    own_tables(tmp_path)
+    told = json.loads(run(f"{line} --json"))
+    described = corpus.describe(tmp_path / told["out"])
+    assert described.documents == told["documents"] == 400
+    assert described.labels == told["labels"] and min(map(min, (by.values() for by in described.labels.values()))) > 20
+    assert sum(described.groups.values()) == 200
+
+
+def test_a_saved_dataset_becomes_a_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = pytest.importorskip("datasets")
+    monkeypatch.chdir(tmp_path)
+    label = library.ClassLabel(names=["no", "yes"])
+    features = library.Features({"text": library.Value("string"), "label": label, "patient": library.Value("int64")})
+    parts = {}
+    for name, numbers in (("train", range(300)), ("test", range(300, 400))):
+        columns = {"text": [f"Note {n}" for n in numbers], "label": [n % 2 for n in numbers], "patient": list(numbers)}
+        parts[name] = library.Dataset.from_dict(columns, features=features)
+    library.DatasetDict(parts).save_to_disk("my_dataset")
+    (line,) = [line for line in TABLES if "my_dataset" in line]
+    run(line)
+    described = corpus.describe(tmp_path / "dataset.parquet")
+    assert described.splits == {"train": 210, "gate": 45, "probe": 45, "test": 100} and set(described.labels) == {
+        "no",
+        "yes",
+    }
+
+
+def test_a_query_to_postgres_becomes_a_corpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgres: Postgres
+) -> None:
+    import psycopg
+
+    monkeypatch.chdir(tmp_path)
+    with psycopg.connect(postgres.url(), autocommit=True) as connection:
+        connection.execute("CREATE DATABASE clinic")
+    with psycopg.connect(postgres.url(database="clinic")) as connection:
+        connection.execute(
+            "CREATE TABLE note AS SELECT 'Note ' || n AS text, n / 2 AS patient, 'discharge' AS kind,"
+            " CASE n % 3 WHEN 0 THEN 'renal' WHEN 1 THEN 'cardiac' ELSE 'renal,cardiac' END AS codes"
+            " FROM generate_series(0, 399) AS n"
+        )
+    monkeypatch.setenv("PGPASSWORD", PASSWORD)
+    (line,) = [line for line in TABLES if "postgresql:" in line]
+    run(line, **{"postgresql://reader@db.example.org/clinic": postgres.url("reader", "clinic")})
+    described = corpus.describe(tmp_path / "discharge.parquet")
+    assert described.documents == 400 and {name: sum(by.values()) for name, by in described.labels.items()} == {
+        "renal": 267,
+        "cardiac": 266,
+    }
 
 
 @needs("eicu_demo")
@@ -149,5 +245,5 @@ def test_the_page_names_commands_and_options_that_exist(line: str) -> None:
 
 
 def test_the_page_has_a_benchmark_of_each_database() -> None:
-    databases = {line.split()[3] for line in COMMANDS if line.startswith("amnestic corpus import ")}
+    databases = {line.split()[3] for line in COMMANDS if line.startswith("amnestic corpus import ")} - {"table"}
     assert len(BENCHMARKS) == len(databases) == 3

@@ -14,6 +14,8 @@ No text holds document text.
 """
 
 MIN_FORGET_DOCUMENTS = 10
+# With fewer, chance reaches as far as `measures.MOST_CHANCE`: what the gates measure of the label would tell nothing.
+MIN_GATE_DOCUMENTS = 6
 
 
 class WorkerError(Exception):

@@ -173,7 +173,7 @@ def _label_admissions(connection: Any, database: Database, chosen: tuple[Categor
         if plain is not None:
             labelled += [(code, revision, group.name) for group in chosen if group.holds(plain, revision)]
     connection.execute("CREATE TEMP TABLE label (code VARCHAR, revision BIGINT, name VARCHAR)")
-    _insert(connection, "label", labelled)
+    tables.insert(connection, "label", labelled)
     connection.execute(
         """
         CREATE TEMP TABLE coded AS
@@ -182,14 +182,6 @@ def _label_admissions(connection: Any, database: Database, chosen: tuple[Categor
         FROM code LEFT JOIN label USING (code, revision) GROUP BY admission
         """
     )
-
-
-def _insert(connection: Any, table: str, rows: list[tuple[Any, ...]]) -> None:
-    # A list a column: DuckDB takes single rows a thousand times more slowly.
-    if rows:
-        values = ", ".join(["unnest(?)"] * len(rows[0]))
-        columns = [list(column) for column in zip(*rows, strict=True)]
-        connection.execute(f"INSERT INTO {table} SELECT {values}", columns)
 
 
 def _kept(
@@ -235,9 +227,9 @@ def _collect(connection: Any, kept: Iterable[tuple[Any, ...]], texts: Path, keep
             rows.append((*key, digest, file.tell(), len(data)))
             file.write(data)
             if len(rows) == _BATCH:
-                _insert(connection, "note", rows)
+                tables.insert(connection, "note", rows)
                 rows.clear()
-    _insert(connection, "note", rows)
+    tables.insert(connection, "note", rows)
 
 
 def _documents(

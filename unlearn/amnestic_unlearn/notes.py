@@ -1,25 +1,17 @@
 """Discharge summaries as MIMIC has them: read from CSV files of any size, and made fit for a corpus.
 
-The file is read by Python's csv rather than DuckDB, because only so is it known how many of its bytes are done, and
-because texts of many kilobytes, sorted, are what DuckDB runs out of memory with. Which notes make a document is left
-to `mimic`. No error repeats a text.
+Python reads the file, not DuckDB: texts of many kilobytes, sorted, are what DuckDB runs out of memory with. Which
+notes make a document is left to `mimic`. No error repeats a text.
 """
 
-import csv
-import gzip
-import io
 import re
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
 
 from amnestic_unlearn import tables
 from amnestic_unlearn.corpus import CorpusError
+from amnestic_unlearn.text_files import Progress, read_csv
 
-# Characters of a value, far beyond any summary. Python's own limit, 131,072, is not: a summary may run to pages.
-LONGEST = 8_000_000
 # What a placeholder of de-identification becomes, however long it was.
 PLACEHOLDER = "_"
 
@@ -78,44 +70,18 @@ def _without_diagnoses(lines: list[str]) -> Iterator[str]:
             yield line
 
 
-def read(path: Path, columns: tuple[str, ...], progress: Callable[[int, int], None] | None) -> Iterator[list[str]]:
+def read(path: Path, columns: tuple[str, ...], progress: Progress | None) -> Iterator[list[str]]:
     """The values of some columns of every row, in the order of the file; `progress` is told bytes done and in all.
 
     Columns are found by name whatever the case. Raises CorpusError, naming file and line or column, for what is not
     UTF-8, not whole, not CSV, or lacks a column.
     """
-    total = path.stat().st_size
-    csv.field_size_limit(LONGEST)
-    with path.open("rb") as raw, _text(raw, path) as file:
-        rows = csv.reader(file, strict=True)
-        try:
-            header = [name.strip().lower() for name in next(rows, [])]
-            tables.require_columns(path, set(header), columns)
-            places = [header.index(column) for column in columns]
-            for number, row in enumerate(rows):
-                if len(row) != len(header):
-                    # An empty line is not a row.
-                    if row:
-                        raise CorpusError(f"{path.name}, line {rows.line_num}: {len(row)} values, not {len(header)}")
-                    continue
-                if progress is not None and number % 1_000 == 0:
-                    progress(raw.tell(), total)
-                yield [row[place] for place in places]
-        except csv.Error:
-            raise CorpusError(f"{path.name}, line {rows.line_num}: malformed, cannot be read as csv") from None
-        except UnicodeDecodeError:
-            raise CorpusError(f"{path.name}, after line {rows.line_num}: not UTF-8") from None
-        except (EOFError, OSError, zlib.error):
-            raise CorpusError(f"{path.name}, after line {rows.line_num}: cannot be read to its end") from None
-    if progress is not None:
-        progress(total, total)
-
-
-@contextmanager
-def _text(raw: IO[bytes], path: Path) -> Iterator[IO[str]]:
-    file: Any = gzip.GzipFile(fileobj=raw) if path.suffix.lower() == ".gz" else raw
-    with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
-        yield text
+    rows = read_csv(path, progress)
+    header = [name.lower() for name in next(rows)]
+    tables.require_columns(path, set(header), columns)
+    places = [header.index(column) for column in columns]
+    for row in rows:
+        yield [row[place] for place in places]
 
 
 def whole(value: str, path: Path, column: str) -> int:

@@ -185,9 +185,8 @@ class Batch:
 
     def _pause(self, error: AmnesticError) -> float:
         """What the server asks for, else from 0.1 s on up to 5 s, drawn so that clients do not come back together."""
-        asked: float | None = getattr(error, "retry_after", None)
-        if asked is not None:
-            return asked
+        if error.retry_after is not None:
+            return error.retry_after
         longest = min(settings.FULL_FIRST_PAUSE * 2.0 ** (self._refusals - 1), settings.FULL_LONGEST_PAUSE)
         return longest * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
 

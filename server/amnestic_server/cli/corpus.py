@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from amnestic_server.cli.corpus_import import import_group
+from amnestic_server.cli.corpus_table import table_command
 from amnestic_server.cli.render import print_json
 from amnestic_unlearn.corpus import SHIPPED, SPLITS, CorpusError, Description, describe
 
@@ -21,6 +22,7 @@ def command() -> None:
     """
 
 
+import_group.add_command(table_command)
 command.add_command(import_group)
 
 

@@ -17,13 +17,13 @@ from amnestic_unlearn.eicu import import_eicu
 from amnestic_unlearn.mimic import MIMIC_III, MIMIC_IV, Database, ImportedNotes, import_mimic
 from amnestic_unlearn.open_corpora import Collection
 
-_OUT = click.option(
+OUT = click.option(
     "--out",
     required=True,
     type=click.Path(dir_okay=False, path_type=Path),
     help="File to write: .parquet, .csv, .csv.gz, .jsonl or .jsonl.gz.",
 )
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print what was written as one JSON object.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print what was written as one JSON object.")
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -51,7 +51,7 @@ def import_group() -> None:
     type=_FOLDER,
     help="Folder of the eICU tables, .csv or .csv.gz: patient, diagnosis, pastHistory, note, treatment.",
 )
-@_OUT
+@OUT
 @click.option("--labels", help="Organ systems to keep as labels, separated by commas.")
 @click.option(
     "--top",
@@ -60,7 +60,7 @@ def import_group() -> None:
     show_default=True,
     help="Without --labels: how many of the most frequent organ systems to keep.",
 )
-@_JSON
+@JSON
 def eicu_command(src: Path, out: Path, labels: str | None, top: int, as_json: bool) -> None:
     """Organ systems that intensive-care stays are diagnosed in, from the eICU database or its demo.
 
@@ -70,8 +70,8 @@ def eicu_command(src: Path, out: Path, labels: str | None, top: int, as_json: bo
     Example:
       amnestic corpus import eicu --src eicu-crd-2.0 --out eicu.parquet
     """
-    with _importing(out) as show:
-        result = import_eicu(src, out, _names(labels), top, lambda done, total: show("stays", done, total))
+    with importing(out) as show:
+        result = import_eicu(src, out, names(labels), top, lambda done, total: show("stays", done, total))
     if as_json:
         print_json({"out": str(out), **dataclasses.asdict(result)})
     else:
@@ -84,7 +84,7 @@ def _note_options(tables: str, notes: str) -> Callable[[Any], Any]:
             "--src", required=True, type=_FOLDER, help=f"Folder that holds {tables}, gzipped or not, or lies above it."
         ),
         click.option("--notes", type=_FOLDER, help=f"Folder of {notes}, if it is not in or below --src."),
-        _OUT,
+        OUT,
         click.option(
             "--categories",
             type=_FILE,
@@ -96,7 +96,7 @@ def _note_options(tables: str, notes: str) -> Callable[[Any], Any]:
             f" {', '.join(icd.DEFAULT)}.",
         ),
         click.option("--keep-diagnoses", is_flag=True, help="Keep the sections of a note that list diagnoses."),
-        _JSON,
+        JSON,
     )
 
     def decorate(function: Any) -> Any:
@@ -142,8 +142,8 @@ def mimic_iii_command(**options: Any) -> None:
 
 @import_group.command(name="mtsamples")
 @click.option("--src", required=True, type=_FILE, help=f"The file {open_corpora.MTSAMPLES.file}.")
-@_OUT
-@_JSON
+@OUT
+@JSON
 def mtsamples_command(src: Path, out: Path, as_json: bool) -> None:
     """Medical specialties of transcribed reports, from JSON Lines with id, text and labels.
 
@@ -157,8 +157,8 @@ def mtsamples_command(src: Path, out: Path, as_json: bool) -> None:
 
 @import_group.command(name="codiesp")
 @click.option("--src", required=True, type=_FILE, help=f"The file {open_corpora.CODIESP.file}.")
-@_OUT
-@_JSON
+@OUT
+@JSON
 def codiesp_command(src: Path, out: Path, as_json: bool) -> None:
     """ICD-10-CM chapters of published clinical cases, from JSON Lines with id, text and labels.
 
@@ -179,15 +179,15 @@ def _import_notes(
     keep_diagnoses: bool,
     as_json: bool,
 ) -> None:
-    with _importing(out) as show:
+    with importing(out) as show:
         known = icd.read_categories(categories) if categories else icd.CATEGORIES
-        names = _names(labels) or (tuple(known) if categories else icd.DEFAULT)
+        chosen = names(labels) or (tuple(known) if categories else icd.DEFAULT)
         result = import_mimic(
             database,
             src,
             out,
             note_folder=notes,
-            categories=icd.choose(known, tuple(names)),
+            categories=icd.choose(known, tuple(chosen)),
             keep_diagnoses=keep_diagnoses,
             progress=show,
         )
@@ -210,7 +210,7 @@ def _print_notes(out: Path, result: ImportedNotes) -> None:
 
 
 def _convert(collection: Collection, src: Path, out: Path, as_json: bool) -> None:
-    with _importing(out):
+    with importing(out):
         result = open_corpora.convert(collection, src, out)
     if as_json:
         print_json({"out": str(out), **dataclasses.asdict(result)})
@@ -219,7 +219,7 @@ def _convert(collection: Collection, src: Path, out: Path, as_json: bool) -> Non
 
 
 @contextmanager
-def _importing(out: Path) -> Iterator[Callable[[str, int, int], None]]:
+def importing(out: Path) -> Iterator[Callable[[str, int, int], None]]:
     """A bar of progress by stage, and errors as one line."""
     if not out.absolute().parent.is_dir():
         raise click.ClickException(f"the directory of {out} does not exist")
@@ -228,7 +228,8 @@ def _importing(out: Path) -> Iterator[Callable[[str, int, int], None]]:
         task = bar.add_task("reading tables", total=None)
 
         def show(stage: str, done: int, total: int) -> None:
-            bar.update(task, description=stage, completed=done, total=total)
+            # What is there may not be known: then what is done is told by itself.
+            bar.update(task, description=stage if total else f"{stage} {done:,}", completed=done, total=total or None)
 
         try:
             yield show
@@ -236,5 +237,6 @@ def _importing(out: Path) -> Iterator[Callable[[str, int, int], None]]:
             raise click.ClickException(str(error)) from error
 
 
-def _names(labels: str | None) -> list[str] | None:
+def names(labels: str | None) -> list[str] | None:
+    """The names in an option that are separated by commas."""
     return [label.strip() for label in labels.split(",") if label.strip()] if labels else None
