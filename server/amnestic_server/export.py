@@ -9,9 +9,9 @@ import itertools
 import json
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from amnestic_unlearn.architecture import Architecture
 from amnestic_unlearn.checkpoint import transformers_silent
 from amnestic_unlearn.manifest import Manifest, ProblemType, file_digest
 from amnestic_unlearn.measures import decide
+from amnestic_unlearn.windows import Reading, pool
 
 DEFAULT_THRESHOLD = 0.5
 PARITY_DOCUMENTS = 64
@@ -56,7 +57,7 @@ class _Source:
     labels: tuple[str, ...]
     thresholds: tuple[float, ...]
     problem_type: ProblemType
-    max_tokens: int
+    reading: Reading
     pad_token_id: int
 
 
@@ -67,6 +68,7 @@ def export(
     corpus: Path | None = None,
     name: str | None = None,
     problem_type: ProblemType | None = None,
+    reading: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     warn: Callable[[str], None] = warnings.warn,
 ) -> Manifest:
@@ -76,7 +78,8 @@ def export(
     checkpoint is run. Labels come from `id2label` of its configuration, thresholds from `amnestic_thresholds`
     (0.5 where it is absent), the longest input from `amnestic_max_tokens` (else the shorter of the position
     table and the tokenizer's own maximum). `problem_type` is for a configuration that does not say which; thresholds
-    are a multi-label model's alone.
+    are a multi-label model's alone. So is `reading`, fields of `windows.Reading` but its `max_tokens`: how documents
+    longer than that are read; they are cut if neither says it.
 
     The bundle appears under its name whole or not at all, and only if the largest difference of a logit between
     the checkpoint in torch and the bundle's parts is at most 1e-4 on 64 documents of `corpus` (by default the one
@@ -87,7 +90,7 @@ def export(
     _check_target(out, overwrite)
     texts = _parity_texts(corpus or corpora.SHIPPED)
     with transformers_silent():
-        source = _load(str(checkpoint), name, problem_type, warn)
+        source = _load(str(checkpoint), name, problem_type, reading or {}, warn)
         model = _build(source)
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
@@ -127,7 +130,13 @@ def _publish(folder: Path, out: Path, replaced: Path) -> None:
         raise
 
 
-def _load(checkpoint: str, name: str | None, problem_type: ProblemType | None, warn: Callable[[str], None]) -> _Source:
+def _load(
+    checkpoint: str,
+    name: str | None,
+    problem_type: ProblemType | None,
+    reading: Mapping[str, Any],
+    warn: Callable[[str], None],
+) -> _Source:
     # A hub id has one slash at most; the hub's own complaint about a path would mislead.
     if not Path(checkpoint).is_dir() and (checkpoint.count("/") > 1 or checkpoint.startswith(("/", "."))):
         raise ExportError(f"there is no checkpoint directory {checkpoint}")
@@ -166,7 +175,7 @@ def _load(checkpoint: str, name: str | None, problem_type: ProblemType | None, w
         labels=labels,
         thresholds=thresholds,
         problem_type=problem_type,
-        max_tokens=_max_tokens(config, tokenizer),
+        reading=_reading(config, tokenizer, reading, warn),
         pad_token_id=int(pad_token_id),
     )
 
@@ -225,6 +234,21 @@ def _max_tokens(config: Any, tokenizer: Any) -> int:
     return given
 
 
+def _reading(config: Any, tokenizer: Any, given: Mapping[str, Any], warn: Callable[[str], None]) -> Reading:
+    said = Reading.in_config(config)
+    for name, value in given.items():
+        if said.get(name, value) != value:
+            raise ExportError(f"the configuration says that {name} is {said[name]}")
+    try:
+        reading = Reading.of(**{**said, **given, "max_tokens": _max_tokens(config, tokenizer)})
+        reading.set_up(Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()))
+    except (ValueError, TypeError) as error:
+        raise ExportError(f"long documents can't be read so: {error}") from error
+    if reading.max_windows > 1 and "long_documents" not in said and getattr(config, "amnestic_thresholds", None):
+        warn("amnestic_thresholds may have been chosen for documents that were cut, not read in windows")
+    return reading
+
+
 def _check_tokenizer(tokenizer: Any, vocab_size: int) -> None:
     if not tokenizer.is_fast:
         raise ExportError("the checkpoint has no fast tokenizer (tokenizer.json)")
@@ -275,7 +299,6 @@ def _manifest(folder: Path, source: _Source) -> Manifest:
         feature_size=int(head.in_features),
         layers=int(source.config.num_hidden_layers),
         heads=int(source.config.num_attention_heads),
-        max_tokens=source.max_tokens,
         pad_token_id=source.pad_token_id,
         special_token_ids=tuple(sorted(int(index) for index in source.tokenizer.all_special_ids)),
         parameters=sum(parameter.numel() for parameter in source.model.parameters()),
@@ -285,6 +308,7 @@ def _manifest(folder: Path, source: _Source) -> Manifest:
         files={path.name: file_digest(path) for path in sorted(folder.iterdir())},
         amnestic_version=amnestic.__version__,
         problem_type=source.problem_type,
+        **asdict(source.reading),
     )
 
 
@@ -322,31 +346,55 @@ def _parity(folder: Path, source: _Source, texts: Sequence[str]) -> dict[str, fl
 
 def _torch_logits(source: _Source, texts: Sequence[str]) -> Logits:
     """The checkpoint's own answer, [N, C]: its tokenizer, and its model on token ids."""
-    tokenize, results = source.tokenizer, []
-    for start in range(0, len(texts), PARITY_BATCH):
-        batch = list(texts[start : start + PARITY_BATCH])
-        encoded = tokenize(batch, truncation=True, max_length=source.max_tokens)["input_ids"]
-        ids, mask = _pad(encoded, source.pad_token_id)
+    reading = source.reading
+    # Of windows transformers gives a row each, in order, and the number of its text.
+    encoded = source.tokenizer(
+        list(texts),
+        truncation=True,
+        max_length=reading.max_tokens,
+        stride=reading.window_overlap,
+        return_overflowing_tokens=True,
+    )
+    windows: list[list[list[int]]] = [[] for _ in texts]
+    for number, ids in zip(encoded["overflow_to_sample_mapping"], encoded["input_ids"], strict=True):
+        windows[number].append(ids)
+
+    def run(ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Logits:
         with torch.inference_mode():
             logits = source.model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)).logits
-        results.append(logits.numpy())
-    return np.concatenate(results)
+        answered: Logits = logits.numpy()
+        return answered
+
+    return _pooled_logits(source, [ids[: reading.max_windows] for ids in windows], run)
 
 
 def _bundle_logits(folder: Path, source: _Source, texts: Sequence[str]) -> Logits:
     """What the bundle answers, [N, C], by its files alone: tokenizer, table, graph and head."""
-    tokenizer = Tokenizer.from_file(str(folder / files.TOKENIZER))
-    tokenizer.enable_truncation(source.max_tokens)
+    tokenizer = source.reading.set_up(Tokenizer.from_file(str(folder / files.TOKENIZER)))
     table = load_file(folder / files.EMBEDDINGS)["weight"].numpy()
     head = load_file(folder / files.HEAD)
     encoder = ort.InferenceSession(str(folder / files.ENCODER_ONNX), providers=["CPUExecutionProvider"])
-    results = []
-    for start in range(0, len(texts), PARITY_BATCH):
-        batch = [encoding.ids for encoding in tokenizer.encode_batch(list(texts[start : start + PARITY_BATCH]))]
-        ids, mask = _pad(batch, source.pad_token_id)
+
+    def run(ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Logits:
         (features,) = encoder.run(["features"], {"inputs_embeds": table[ids], "attention_mask": mask})
-        results.append(features @ head["weight"].numpy().T + head["bias"].numpy())
-    return np.concatenate(results)
+        answered: Logits = features @ head["weight"].numpy().T + head["bias"].numpy()
+        return answered
+
+    windows = [source.reading.windows(encoding)[0] for encoding in tokenizer.encode_batch(list(texts))]
+    return _pooled_logits(source, windows, run)
+
+
+def _pooled_logits(
+    source: _Source,
+    documents: Sequence[Sequence[Sequence[int]]],
+    run: Callable[[NDArray[np.int64], NDArray[np.int64]], Logits],
+) -> Logits:
+    """[N, C] of documents in windows of token ids; `run` takes ids and mask of a batch of windows."""
+    rows = [ids for windows in documents for ids in windows]
+    batches = [rows[start : start + PARITY_BATCH] for start in range(0, len(rows), PARITY_BATCH)]
+    logits = np.concatenate([run(*_pad(batch, source.pad_token_id)) for batch in batches])
+    ends = np.cumsum([len(windows) for windows in documents])
+    return np.stack([pool(part, source.reading.pooling) for part in np.split(logits, ends[:-1])])
 
 
 def _pad(encoded: Sequence[Sequence[int]], pad_token_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

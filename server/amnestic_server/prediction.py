@@ -20,7 +20,7 @@ from amnestic_unlearn.manifest import Manifest
 class DocumentScores:
     """One document's answer: a probability and a decision a label in model order, as `measures` defines them.
 
-    Features float32 [h].
+    Features float32 [h]. `tokens` are those of all its windows together.
     """
 
     probabilities: list[float]
@@ -28,6 +28,7 @@ class DocumentScores:
     tokens: int
     truncated: bool
     features: NDArray[np.float32]
+    windows: int
 
 
 class Predictor:
@@ -60,13 +61,15 @@ class Predictor:
         decisions = measures.decide(logits, self._thresholds, self._problem_type)
         rows = zip(answers, probabilities.tolist(), decisions.tolist(), strict=True)
         scores = [
-            DocumentScores(probability, decision, answer.tokens, answer.truncated, answer.features)
+            DocumentScores(probability, decision, answer.tokens, answer.truncated, answer.features, answer.windows)
             for answer, probability, decision in rows
         ]
         for stage, histogram in self._stages.items():
             histogram.observe(getattr(timings, stage))
         self._metrics.documents.inc(len(texts))
         self._metrics.truncated.inc(sum(score.truncated for score in scores))
+        for score in scores:
+            self._metrics.document_windows.observe(score.windows)
         return scores
 
 

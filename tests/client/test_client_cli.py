@@ -92,6 +92,7 @@ def test_predict_as_json(run: Run, server: Any, prediction: Any) -> None:
         "tokens": 12,
         "truncated": False,
         "features": [0.5, -1.0],
+        "windows": 1,
     }
     sent = server.asked("Predict")[0]
     assert (sent.version, sent.include_features) == (3, True)

@@ -19,13 +19,17 @@ SNAPSHOT: Any = object()
 POISON = "poison"
 
 
+def token_ids(text: str) -> Any:
+    return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64)
+
+
 class CharacterTokenizer:
-    """A token a character; `encode` as `DocumentTokenizer` has it."""
+    """A token a character, a window up to each bar; `encode` as `DocumentTokenizer` has it."""
 
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
         if any(text == "untokenizable" for text in texts):
             raise RuntimeError
-        return [Encoded(np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64), False) for text in texts]
+        return [Encoded(tuple(token_ids(window) for window in text.split("|")), False) for text in texts]
 
 
 class ScriptedEngine:
@@ -44,9 +48,7 @@ class ScriptedEngine:
     def run(self, rows: Any) -> Output:
         self.batches.append(list(rows))
         assert self.gate.wait(10)
-        if any(
-            row.ids.tobytes() == np.frombuffer(POISON.encode(), np.uint8).astype(np.int64).tobytes() for row in rows
-        ):
+        if any(row.ids.tobytes() == token_ids(POISON).tobytes() for row in rows):
             raise RuntimeError
         sums = np.array([[row.ids.sum()] for row in rows], dtype=np.float32)
         return Output(sums, sums)

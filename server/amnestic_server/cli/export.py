@@ -9,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from amnestic_server.cli.reading import given, reading_options
 from amnestic_server.cli.render import print_json
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     type=click.Choice(["multi-label", "single-label"]),
     help="For a checkpoint whose configuration does not say it: several labels a document, or exactly one.",
 )
+@reading_options
 @click.option("--overwrite", is_flag=True, help="Take the place of the bundle at --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was made as one JSON object.")
 def command(
@@ -44,12 +46,16 @@ def command(
     problem_type: str | None,
     overwrite: bool,
     as_json: bool,
+    **reading: Any,
 ) -> None:
     """Make a bundle of a Hugging Face sequence classifier, multi-label or single-label.
 
     The encoder becomes an ONNX graph with fused attention. The word embeddings and the last linear layer, which
     unlearning may change, stay outside it. The bundle is written only if it answers as the checkpoint does: the
     largest difference of a logit is at most 1e-4 on 64 documents of the corpus.
+
+    How long documents are read is part of the model, for its thresholds depend on it: a checkpoint of `amnestic train`
+    says it itself, and another is told with --long-documents.
 
     \b
     Example:
@@ -63,7 +69,16 @@ def command(
 
     kind = None if problem_type is None else ProblemType(problem_type.replace("-", "_"))
     try:
-        manifest = export(checkpoint, out, corpus=corpus, name=name, problem_type=kind, overwrite=overwrite, warn=_warn)
+        manifest = export(
+            checkpoint,
+            out,
+            corpus=corpus,
+            name=name,
+            problem_type=kind,
+            reading=given(reading),
+            overwrite=overwrite,
+            warn=_warn,
+        )
     except (ExportError, CorpusError, OSError) as error:
         raise click.ClickException(str(error)) from error
     fused, size = fused_in(out), sum(path.stat().st_size for path in out.iterdir())
@@ -88,6 +103,15 @@ def _print(manifest: "Manifest", out: Path, fused: dict[str, int], size: int) ->
     console.print(f"saved to {out}", soft_wrap=True)
 
 
+def _long_documents(manifest: "Manifest") -> str:
+    if manifest.max_windows == 1:
+        return "cut"
+    return (
+        f"read in up to {manifest.max_windows} windows that share {manifest.window_overlap} tokens;"
+        f" of each label's logits the {manifest.pooling}"
+    )
+
+
 def _rows(manifest: "Manifest", fused: dict[str, int], size: int) -> list[tuple[str, Any]]:
     parity = manifest.parity
     thresholds = manifest.thresholds or (None,) * len(manifest.labels)
@@ -100,6 +124,7 @@ def _rows(manifest: "Manifest", fused: dict[str, int], size: int) -> list[tuple[
         ("architecture", f"{manifest.architecture}, {manifest.layers} layers, {manifest.hidden_size} wide"),
         ("parameters", f"{manifest.parameters:,} in {manifest.precision}"),
         ("longest input", f"{manifest.max_tokens} tokens"),
+        ("longer documents", _long_documents(manifest)),
         ("labels a document", manifest.problem_type.replace("_", "-")),
         ("labels", ", ".join(labels)),
         ("head", manifest.head),

@@ -205,7 +205,8 @@ def _score_rows(prediction: Prediction) -> Iterable[tuple[str | Text, ...]]:
 
 
 def _tokens(prediction: Prediction) -> str:
-    return f"{prediction.tokens}, cut" if prediction.truncated else str(prediction.tokens)
+    tokens = str(prediction.tokens) if prediction.windows == 1 else f"{prediction.tokens} in {prediction.windows}"
+    return f"{tokens}, cut" if prediction.truncated else tokens
 
 
 def _state(job: Job) -> Text:

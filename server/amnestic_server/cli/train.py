@@ -1,13 +1,14 @@
 """`amnestic train`: a checkpoint from a corpus."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from amnestic_server.cli.reading import given, reading_options
 from amnestic_server.cli.render import print_json
 from amnestic_unlearn.corpus import SHIPPED, CorpusError
 from amnestic_unlearn.manifest import ProblemType
@@ -55,8 +56,9 @@ _DEFAULT = TrainSettings()
     type=int,
     default=_DEFAULT.max_tokens,
     show_default=True,
-    help="Longest input; longer documents are cut.",
+    help="Longest input.",
 )
+@reading_options
 @click.option("--seed", type=int, default=_DEFAULT.seed, show_default=True, help="Seed of weights, order and dropout.")
 @click.option("--threads", type=int, default=_DEFAULT.threads, help="Threads of torch; 0 leaves the choice to it.")
 @click.option(
@@ -84,6 +86,7 @@ def command(
     device: str,
     precision: str,
     as_json: bool,
+    **reading: Any,
 ) -> None:
     """Train a classifier on a corpus and save it as a Hugging Face checkpoint.
 
@@ -96,6 +99,7 @@ def command(
       amnestic train --out checkpoint
       amnestic train --checkpoint distilbert-base-uncased --corpus notes.parquet \\
         --epochs 3 --out checkpoint
+      amnestic train --corpus notes.parquet --long-documents window --out checkpoint
     """
     from amnestic_unlearn.train import train  # torch and transformers: not for --help
 
@@ -108,6 +112,7 @@ def command(
         threads=threads,
         device=device,
         precision=precision,
+        **given(reading),
     )
     try:
         kind = ProblemType(problem_type.replace("-", "_"))
@@ -137,3 +142,8 @@ def _print(report: "TrainReport") -> None:
         f" {report.seconds:.0f} s; saved to {report.out}",
         soft_wrap=True,
     )
+    if cut := report.truncated["train"]:
+        console.print(
+            f"{cut:,} of the training documents are longer than was read, and were cut: see --long-documents",
+            soft_wrap=True,
+        )

@@ -41,7 +41,6 @@ from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from amnestic_unlearn import attacks, bootstrap, corpus, lexical, measures
 from amnestic_unlearn.attacks import Relearned
@@ -50,8 +49,8 @@ from amnestic_unlearn.corpus import Document
 from amnestic_unlearn.forgetting import Outcome
 from amnestic_unlearn.measures import Bools
 from amnestic_unlearn.probe import PENALTIES, assign_folds, cross_fitted, probe_auc
-from amnestic_unlearn.selection import Tokens
 from amnestic_unlearn.twin import Twin
+from amnestic_unlearn.windows import Windows
 
 # The logit of a label that a model was trained without: it never decides for it.
 ABSENT = -30.0
@@ -76,7 +75,7 @@ class Held:
     """
 
     texts: Sequence[str]
-    tokens: Sequence[Tokens]
+    tokens: Sequence[Windows]
     truth: Bools
     groups: Sequence[str]
     split: NDArray[np.str_]
@@ -137,7 +136,7 @@ class Reference:
     retrained_attacked: Attacked
 
 
-def hold(documents: Sequence[Document], twin: Twin, tokens: Sequence[Tokens] | None = None) -> Held:
+def hold(documents: Sequence[Document], twin: Twin, tokens: Sequence[Windows] | None = None) -> Held:
     """A corpus through the tokenizer, labels and thresholds of the original model; `tokens` if it was tokenized."""
     labels, texts = twin.manifest.labels, [document.text for document in documents]
     return Held(
@@ -208,13 +207,12 @@ def assess(
     }
 
 
-def _answer(outcome: Outcome, documents: Sequence[Tokens], labels: tuple[str, ...]) -> Answers:
+def _answer(outcome: Outcome, documents: Sequence[Windows], labels: tuple[str, ...]) -> Answers:
     known = [labels.index(label) for label in outcome.twin.manifest.labels]
     logits = np.full((len(documents), len(labels)), ABSENT, dtype=np.float32)
-    features = outcome.features(documents)
-    weights = outcome.weights
-    logits[:, known] = functional.linear(features, weights.head_weight, weights.head_bias).numpy()
-    return Answers(features.numpy(), logits)
+    found = outcome.twin.ask(documents, outcome.weights)
+    logits[:, known] = found.logits.numpy()
+    return Answers(found.features.numpy(), logits)
 
 
 def _forgotten(candidate: Answers, reference: Reference, held: Held) -> dict[str, float]:
@@ -299,7 +297,7 @@ def _divergence(
     candidate: Answers, reference: Reference, held: Held, edited_ids: NDArray[np.int64]
 ) -> dict[str, float]:
     test, having = held.at("test"), held.truth[:, reference.target]
-    edited = np.array([bool(np.isin(tokens, edited_ids).any()) for tokens in held.tokens], dtype=bool)
+    edited = np.array([bool(np.isin(np.concatenate(windows), edited_ids).any()) for windows in held.tokens], dtype=bool)
     others = np.arange(len(held.labels)) != reference.target
     everything = np.ones(len(held.labels), dtype=bool)
     return {
