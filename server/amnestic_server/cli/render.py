@@ -205,7 +205,9 @@ def _score_rows(prediction: Prediction) -> Iterable[tuple[str | Text, ...]]:
 
 
 def _tokens(prediction: Prediction) -> str:
-    tokens = str(prediction.tokens) if prediction.windows == 1 else f"{prediction.tokens} in {prediction.windows}"
+    tokens = str(prediction.tokens)
+    if prediction.windows > 1:
+        tokens += f" in {prediction.windows} windows"
     return f"{tokens}, cut" if prediction.truncated else tokens
 
 
