@@ -119,7 +119,7 @@ def started(bundle, corpus_path, tmp_path, monkeypatch):
         store = Store(settings.store, loaded.digest)
         engine = Engine(loaded)
         snapshots = load_snapshots(loaded, store, engine)
-        tokenizer = DocumentTokenizer(loaded.tokenizer, loaded.manifest.max_tokens)
+        tokenizer = DocumentTokenizer(loaded.tokenizer, loaded.manifest.reading)
         batcher = Batcher(
             engine, tokenizer, max_batch_tokens=2048, max_padding=0.25, max_requests=100, max_queue_tokens=10_000
         )

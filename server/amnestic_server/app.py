@@ -68,7 +68,7 @@ async def serve(settings: Settings) -> None:
         engine.warm_up(snapshots.active, bundle.manifest.max_tokens)
         _show_model(metrics, bundle, engine)
 
-        tokenizer = DocumentTokenizer(bundle.tokenizer, bundle.manifest.max_tokens)
+        tokenizer = _tokenizer(bundle)
         stats = InferenceStats()
         batcher = Batcher(
             engine,
@@ -77,6 +77,7 @@ async def serve(settings: Settings) -> None:
             max_padding=settings.max_padding,
             max_requests=settings.max_concurrent_requests,
             max_queue_tokens=settings.max_queue_tokens,
+            pooling=bundle.manifest.pooling,
             on_batch=_batch_observer(metrics, stats),
         )
         stack.callback(batcher.close)
@@ -158,6 +159,13 @@ def _serve_metrics(settings: Settings, metrics: Metrics, stack: AsyncExitStack) 
 def _load_bundle(settings: Settings) -> Bundle:
     try:
         return bundles.load(settings.bundle)
+    except BundleError as error:
+        raise StartError(f"the bundle cannot be used: {error}") from error
+
+
+def _tokenizer(bundle: Bundle) -> DocumentTokenizer:
+    try:
+        return DocumentTokenizer(bundle.tokenizer, bundle.manifest.reading)
     except BundleError as error:
         raise StartError(f"the bundle cannot be used: {error}") from error
 

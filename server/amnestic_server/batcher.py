@@ -1,5 +1,8 @@
 """The way of documents from admission to answer: tokenizer, queue, batches, engine.
 
+A document is read in one window or, if the model does so, in several. Each window is a row of its own, so a batch may
+hold windows of different documents, calls and versions; when the last of a call has its answer, they are pooled.
+
 Two worker threads share one engine. While one runs its batch, the other tokenizes what has come, and may form and
 prepare the next batch, but only if the waiting rows already fill it; otherwise the batch stays open until the engine is
 idle, so that it never waits and never runs emptier than it must. A lone call meets one thread from its text to its
@@ -15,9 +18,10 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Self
 
 import numpy as np
@@ -28,6 +32,7 @@ from amnestic_server.errors import AmnesticError, DeadlineError, EngineError, Qu
 from amnestic_server.queue import RowQueue
 from amnestic_server.snapshot import Snapshot
 from amnestic_server.tokenizer import DocumentTokenizer, Encoded
+from amnestic_unlearn.windows import Pooling, pool
 
 log = logging.getLogger(__name__)
 
@@ -39,16 +44,18 @@ SHORTEST_RETRY_SECONDS = 0.01
 LONGEST_RETRY_SECONDS = 5.0
 # Weight of the newest batch in the estimate of the engine's speed.
 NEWEST_BATCH_WEIGHT = 0.2
+RowOutput = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the engine said of one document: logits float32 [C], features float32 [h]."""
+    """What the engine said of one document, its windows pooled: logits float32 [C], features float32 [h]."""
 
     logits: NDArray[np.float32]
     features: NDArray[np.float32]
     tokens: int
     truncated: bool
+    windows: int = 1
 
 
 @dataclass(slots=True)
@@ -65,41 +72,59 @@ class Timings:
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """The documents that are answered together, and the future that they are answered through."""
+    """The documents that are answered together, and the future that they are answered through.
+
+    `outputs` are logits and features of each window, in order, as they come in.
+    """
 
     snapshot: Snapshot
     deadline: float
     future: "asyncio.Future[list[Answer]]"
     admitted_at: float
+    pooling: Pooling
     background: bool = False
     timings: Timings = field(default_factory=Timings)
-    answers: list[Answer | None] = field(default_factory=list)
+    documents: Sequence[Encoded] = ()
+    outputs: list[RowOutput | None] = field(default_factory=list)
     open_rows: int = 0
 
-    def finish(self, index: int, answer: Answer) -> None:
-        """Take in one row's answer; the last one answers the call."""
-        self.answers[index] = answer
+    def rows(self, documents: Sequence[Encoded]) -> "list[Row]":
+        """Begin the call: every window of its documents as a row."""
+        windows = [ids for document in documents for ids in document.windows]
+        self.documents, self.outputs, self.open_rows = documents, [None] * len(windows), len(windows)
+        return [Row(self, index, ids) for index, ids in enumerate(windows)]
+
+    def finish(self, index: int, output: RowOutput) -> None:
+        """Take in one row's output; the last one answers the call."""
+        self.outputs[index] = output
         self.open_rows -= 1
         if self.open_rows == 0 and not self.future.done():
-            self.future.set_result([answer for answer in self.answers if answer is not None])
+            outputs = (output for output in self.outputs if output is not None)
+            self.future.set_result([self._answer(document, outputs) for document in self.documents])
 
     def fail(self, error: AmnesticError) -> None:
         """Answer the call with an error; its rows still waiting are dropped before any compute."""
         if not self.future.done():
             self.future.set_exception(error)
 
+    def _answer(self, document: Encoded, outputs: Iterator[RowOutput]) -> Answer:
+        count = len(document.windows)
+        if count == 1:
+            logits, features = next(outputs)
+        else:
+            every_logits, every_features = zip(*islice(outputs, count), strict=True)
+            logits = pool(np.stack(every_logits), self.pooling)
+            features = pool(np.stack(every_features), Pooling.MEAN)
+        return Answer(logits, features, document.tokens, document.truncated, count)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Row:
-    """One document on its way through the queue and the engine."""
+    """One window of a document on its way through the queue and the engine; `index` among those of its call."""
 
     call: Call
     index: int
-    encoded: Encoded
-
-    @property
-    def ids(self) -> NDArray[np.int64]:
-        return self.encoded.ids
+    ids: NDArray[np.int64]
 
     @property
     def snapshot(self) -> Snapshot:
@@ -107,7 +132,7 @@ class Row:
 
     @property
     def length(self) -> int:
-        return len(self.encoded.ids)
+        return len(self.ids)
 
     def expired(self, now: float) -> bool:
         return now >= self.call.deadline or self.call.future.done()
@@ -153,11 +178,13 @@ class Batcher:
         max_padding: float,
         max_requests: int,
         max_queue_tokens: int,
+        pooling: Pooling = Pooling.MAX,
         on_batch: Callable[[BatchStats], None] = lambda stats: None,
     ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self._max_requests = max_requests
+        self._pooling = pooling
         self._on_batch = on_batch
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
@@ -203,7 +230,7 @@ class Batcher:
         """
         if self._open_documents + len(texts) > self._max_requests:
             raise QueueFullError(self._retry_after())
-        call = self._call(snapshot, deadline, len(texts))
+        call = self._call(snapshot, deadline)
         self._open_documents += len(texts)
         self._idle.clear()
         try:
@@ -216,12 +243,12 @@ class Batcher:
             if not self._open_documents:
                 self._idle.set()
 
-    async def submit_encoded(self, rows: Sequence[Encoded], snapshot: Snapshot) -> list[Answer]:
-        """Classify token ids at lower priority than traffic, without a deadline."""
-        call = self._call(snapshot, float("inf"), len(rows))
+    async def submit_encoded(self, documents: Sequence[Encoded], snapshot: Snapshot) -> list[Answer]:
+        """Classify tokenized documents at lower priority than traffic, without a deadline."""
+        call = self._call(snapshot, float("inf"))
         call.background = True
         with self._lock:
-            self._background.put([Row(call, index, encoded) for index, encoded in enumerate(rows)])
+            self._background.put(call.rows(documents))
             self._notify_worker()
         return await call.future
 
@@ -241,14 +268,13 @@ class Batcher:
         for thread in self._threads:
             thread.join()
 
-    def _call(self, snapshot: Snapshot, deadline: float, documents: int) -> Call:
+    def _call(self, snapshot: Snapshot, deadline: float) -> Call:
         return Call(
             snapshot=snapshot,
             deadline=deadline,
             future=self._loop.create_future(),
             admitted_at=time.monotonic(),
-            answers=[None] * documents,
-            open_rows=documents,
+            pooling=self._pooling,
         )
 
     def _retry_after(self) -> float:
@@ -302,7 +328,7 @@ class Batcher:
             for call, texts in live:
                 call.timings.tokenizer = ended - call.admitted_at
                 try:
-                    self._traffic.put([Row(call, index, next(encoded)) for index in range(len(texts))])
+                    self._traffic.put(call.rows(list(islice(encoded, len(texts)))))
                 except QueueFullError:
                     self._post(call.fail, QueueFullError(self._retry_after()))
             self._notify_worker()
@@ -398,7 +424,4 @@ def _deliver(batch: list[Row], output: Output, started: float, seconds: float) -
         # Passes may be delivered out of order.
         if waited >= timings.queue:
             timings.queue, timings.engine = waited, seconds
-        row.call.finish(
-            row.index,
-            Answer(output.logits[position], output.features[position], row.length, row.encoded.truncated),
-        )
+        row.call.finish(row.index, (output.logits[position], output.features[position]))

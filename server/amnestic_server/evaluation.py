@@ -22,7 +22,7 @@ CHUNK = 256
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GateDocuments:
-    """Token ids of the gate split, and what is true of them: bool [N, C]. The texts themselves are not kept.
+    """The gate split as it is read, and what is true of it: bool [N, C]. The texts themselves are not kept.
 
     `folds` int64 [N] parts them by patient, for probes.
     """
@@ -106,10 +106,10 @@ class Evaluator:
         return measures.chance_excess(self._documents.truth[:, self._column(label)])
 
     async def _ask(self, snapshot: Snapshot) -> GateAnswers:
-        rows = self._documents.encoded
+        documents = self._documents.encoded
         answers = []
-        for start in range(0, len(rows), CHUNK):
-            answers += await self._batcher.submit_encoded(rows[start : start + CHUNK], snapshot)
+        for start in range(0, len(documents), CHUNK):
+            answers += await self._batcher.submit_encoded(documents[start : start + CHUNK], snapshot)
         return await asyncio.to_thread(GateAnswers.of, answers)
 
     def _f1(self, logits: NDArray[np.float32], forgotten: Collection[str]) -> dict[str, float]:

@@ -10,7 +10,7 @@ import json
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from amnestic_unlearn import manifest as files
 from amnestic_unlearn.checkpoint import transformers_silent
 from amnestic_unlearn.manifest import Manifest, file_digest
 from amnestic_unlearn.measures import decide
+from amnestic_unlearn.windows import pool
 
 PARITY_DOCUMENTS = 64
 PARITY_BATCH = 16
@@ -154,7 +155,6 @@ def _manifest(folder: Path, source: Source) -> Manifest:
         feature_size=int(head.in_features),
         layers=int(source.config.num_hidden_layers),
         heads=int(source.config.num_attention_heads),
-        max_tokens=source.max_tokens,
         pad_token_id=source.pad_token_id,
         special_token_ids=tuple(sorted(int(index) for index in source.tokenizer.all_special_ids)),
         parameters=sum(parameter.numel() for parameter in source.model.parameters()),
@@ -164,6 +164,7 @@ def _manifest(folder: Path, source: Source) -> Manifest:
         files={path.name: file_digest(path) for path in sorted(folder.iterdir())},
         amnestic_version=amnestic.__version__,
         problem_type=source.problem_type,
+        **asdict(source.reading),
     )
 
 
@@ -201,31 +202,55 @@ def _parity(folder: Path, source: Source, texts: Sequence[str]) -> dict[str, flo
 
 def _torch_logits(source: Source, texts: Sequence[str]) -> Logits:
     """The checkpoint's own answer, [N, C]: its tokenizer, and its model on token ids."""
-    tokenize, results = source.tokenizer, []
-    for start in range(0, len(texts), PARITY_BATCH):
-        batch = list(texts[start : start + PARITY_BATCH])
-        encoded = tokenize(batch, truncation=True, max_length=source.max_tokens)["input_ids"]
-        ids, mask = _pad(encoded, source.pad_token_id)
+    reading = source.reading
+    # Of windows transformers gives a row each, in order, and the number of its text.
+    encoded = source.tokenizer(
+        list(texts),
+        truncation=True,
+        max_length=reading.max_tokens,
+        stride=reading.window_overlap,
+        return_overflowing_tokens=True,
+    )
+    windows: list[list[list[int]]] = [[] for _ in texts]
+    for number, ids in zip(encoded["overflow_to_sample_mapping"], encoded["input_ids"], strict=True):
+        windows[number].append(ids)
+
+    def run(ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Logits:
         with torch.inference_mode():
             logits = source.model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)).logits
-        results.append(logits.numpy())
-    return np.concatenate(results)
+        answered: Logits = logits.numpy()
+        return answered
+
+    return _pooled_logits(source, [ids[: reading.max_windows] for ids in windows], run)
 
 
 def _bundle_logits(folder: Path, source: Source, texts: Sequence[str]) -> Logits:
     """What the bundle answers, [N, C], by its files alone: tokenizer, table, graph and head."""
-    tokenizer = Tokenizer.from_file(str(folder / files.TOKENIZER))
-    tokenizer.enable_truncation(source.max_tokens)
+    tokenizer = source.reading.set_up(Tokenizer.from_file(str(folder / files.TOKENIZER)))
     table = load_file(folder / files.EMBEDDINGS)["weight"].numpy()
     head = load_file(folder / files.HEAD)
     encoder = ort.InferenceSession(str(folder / files.ENCODER_ONNX), providers=["CPUExecutionProvider"])
-    results = []
-    for start in range(0, len(texts), PARITY_BATCH):
-        batch = [encoding.ids for encoding in tokenizer.encode_batch(list(texts[start : start + PARITY_BATCH]))]
-        ids, mask = _pad(batch, source.pad_token_id)
+
+    def run(ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Logits:
         (features,) = encoder.run(["features"], {"inputs_embeds": table[ids], "attention_mask": mask})
-        results.append(features @ head["weight"].numpy().T + head["bias"].numpy())
-    return np.concatenate(results)
+        answered: Logits = features @ head["weight"].numpy().T + head["bias"].numpy()
+        return answered
+
+    windows = [source.reading.windows(encoding)[0] for encoding in tokenizer.encode_batch(list(texts))]
+    return _pooled_logits(source, windows, run)
+
+
+def _pooled_logits(
+    source: Source,
+    documents: Sequence[Sequence[Sequence[int]]],
+    run: Callable[[NDArray[np.int64], NDArray[np.int64]], Logits],
+) -> Logits:
+    """[N, C] of documents in windows of token ids; `run` takes ids and mask of a batch of windows."""
+    rows = [ids for windows in documents for ids in windows]
+    batches = [rows[start : start + PARITY_BATCH] for start in range(0, len(rows), PARITY_BATCH)]
+    logits = np.concatenate([run(*_pad(batch, source.pad_token_id)) for batch in batches])
+    ends = np.cumsum([len(windows) for windows in documents])
+    return np.stack([pool(part, source.reading.pooling) for part in np.split(logits, ends[:-1])])
 
 
 def _pad(encoded: Sequence[Sequence[int]], pad_token_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

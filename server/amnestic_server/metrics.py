@@ -22,6 +22,7 @@ LATENCY_BUCKETS = (
     1, 2, 5, 10,
 )  # fmt: skip
 SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+WINDOW_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256)
 TOKEN_BUCKETS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384)
 JOB_BUCKETS = (1, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21_600)
 
@@ -56,8 +57,17 @@ class Metrics:
         )
         self.documents = Counter("amnestic_documents", "Documents answered.", registry=registry)
         self.truncated = Counter("amnestic_truncated_documents", "Documents answered that were cut.", registry=registry)
+        self.document_windows = Histogram(
+            "amnestic_document_windows",
+            "Windows that a document answered was read in.",
+            buckets=WINDOW_BUCKETS,
+            registry=registry,
+        )
         self.batch_rows = Histogram(
-            "amnestic_batch_rows", "Documents in a pass of the encoder.", buckets=SIZE_BUCKETS, registry=registry
+            "amnestic_batch_rows",
+            "Windows of documents in a pass of the encoder.",
+            buckets=SIZE_BUCKETS,
+            registry=registry,
         )
         self.batch_tokens = Histogram(
             "amnestic_batch_tokens",
@@ -69,7 +79,9 @@ class Metrics:
             "amnestic_padding_tokens", "Tokens computed that were padding.", registry=registry
         )
         self.tokens = Counter("amnestic_tokens", "Tokens computed, without padding.", registry=registry)
-        self.queue_rows = Gauge("amnestic_queue_rows", "Documents waiting for the encoder.", registry=registry)
+        self.queue_rows = Gauge(
+            "amnestic_queue_rows", "Windows of documents waiting for the encoder.", registry=registry
+        )
         self.queue_tokens = Gauge("amnestic_queue_tokens", "Tokens waiting for the encoder.", registry=registry)
         self.open_documents = Gauge(
             "amnestic_open_documents", "Documents admitted and not yet answered.", registry=registry

@@ -22,7 +22,7 @@ from amnestic_unlearn.manifest import Manifest
 class DocumentScores:
     """One document's answer: a probability and a decision a label in model order, as `measures` defines them.
 
-    Features float32 [h].
+    Features float32 [h]. `tokens` are those of all its windows together.
     """
 
     probabilities: list[float]
@@ -30,6 +30,7 @@ class DocumentScores:
     tokens: int
     truncated: bool
     features: NDArray[np.float32]
+    windows: int
 
 
 class Predictor:
@@ -69,6 +70,8 @@ class Predictor:
             histogram.observe(getattr(timings, stage))
         self._metrics.documents.inc(len(texts))
         self._metrics.truncated.inc(sum(score.truncated for score in scores))
+        for score in scores:
+            self._metrics.document_windows.observe(score.windows)
         return scores
 
     async def _answers(
@@ -86,7 +89,7 @@ class Predictor:
         decisions = measures.decide(logits, self._thresholds, self._problem_type)
         rows = zip(answers, probabilities.tolist(), decisions.tolist(), strict=True)
         return [
-            DocumentScores(probability, decision, answer.tokens, answer.truncated, answer.features)
+            DocumentScores(probability, decision, answer.tokens, answer.truncated, answer.features, answer.windows)
             for answer, probability, decision in rows
         ]
 

@@ -82,6 +82,10 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):
             encoder_digest=manifest.files[ENCODER_ONNX],
             parameters=manifest.parameters,
             problem_type=manifest.problem_type.value,
+            long_documents=manifest.long_documents.value,
+            window_overlap=manifest.window_overlap,
+            max_windows=manifest.max_windows,
+            pooling=manifest.pooling.value,
         )
 
 
@@ -178,6 +182,7 @@ def _prediction(
         tokens=scores.tokens,
         truncated=scores.truncated,
         features=scores.features.tolist() if include_features else (),
+        windows=scores.windows,
     )
 
 

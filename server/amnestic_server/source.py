@@ -5,15 +5,18 @@ runs in the serving process.
 """
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tokenizers import Tokenizer
 
 from amnestic_unlearn import pretrained
 from amnestic_unlearn.architecture import Architecture, CheckpointError, positions
 from amnestic_unlearn.manifest import ProblemType
 from amnestic_unlearn.pretrained import Checkpoint
+from amnestic_unlearn.windows import Reading
 
 DEFAULT_THRESHOLD = 0.5
 # What the library names the outputs of a model that nobody named.
@@ -25,12 +28,14 @@ class Given:
     """What a checkpoint may leave out and its owner says. `labels` are names of the outputs, in their order.
 
     `thresholds` are probabilities, one a label or one for all, and a multi-label model's alone. Labels and thresholds
-    go before what the checkpoint says.
+    go before what the checkpoint says. `reading` are fields of `windows.Reading` but its `max_tokens`, for a checkpoint
+    that doesn't say how long documents are read; they are cut if neither does.
     """
 
     problem_type: ProblemType | None = None
     labels: tuple[str, ...] = ()
     thresholds: tuple[float, ...] = ()
+    reading: Mapping[str, Any] = field(default_factory=dict)
 
 
 NOTHING_GIVEN = Given()
@@ -48,7 +53,7 @@ class Source:
     labels: tuple[str, ...]
     thresholds: tuple[float, ...]
     problem_type: ProblemType
-    max_tokens: int
+    reading: Reading
     pad_token_id: int
 
 
@@ -81,7 +86,7 @@ def load(checkpoint: str, revision: str | None, name: str | None, given: Given, 
         labels=labels,
         thresholds=thresholds,
         problem_type=problem_type,
-        max_tokens=_max_tokens(read),
+        reading=_reading(read, given.reading, warn),
         pad_token_id=int(pad),
     )
 
@@ -158,3 +163,20 @@ def _max_tokens(checkpoint: Checkpoint) -> int:
     if not isinstance(given, int) or not least <= given <= most:
         raise CheckpointError(f"amnestic_max_tokens must be from {least} to {most}, the positions of the encoder")
     return given
+
+
+def _reading(checkpoint: Checkpoint, given: Mapping[str, Any], warn: Callable[[str], None]) -> Reading:
+    said = Reading.in_config(checkpoint.config)
+    for name, value in given.items():
+        if said.get(name, value) != value:
+            raise CheckpointError(f"the configuration says that {name} is {said[name]}")
+    try:
+        reading = Reading.of(**{**said, **given, "max_tokens": _max_tokens(checkpoint)})
+        reading.set_up(Tokenizer.from_str(checkpoint.tokenizer.backend_tokenizer.to_str()))
+    except CheckpointError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"long documents can't be read so: {error}") from error
+    if reading.max_windows > 1 and "long_documents" not in said and hasattr(checkpoint.config, "amnestic_thresholds"):
+        warn("amnestic_thresholds may have been chosen for documents that were cut, not read in windows")
+    return reading

@@ -78,6 +78,16 @@ def test_predict_prints_a_table(run: Run, server: Any, prediction: Any) -> None:
     assert fits(result.stdout)
 
 
+def test_predict_shows_in_how_many_windows_a_document_was_read(run: Run, server: Any, prediction: Any) -> None:
+    prediction.predictions[1].windows = 3
+    server.script("GetModel", prediction_pb2.GetModelResponse(max_documents=128))
+    server.script("Predict", prediction)
+    result = run("predict", "acute renal failure", "on dialysis")
+    assert fits(result.stdout)
+    rows = [line.split()[:6] for line in result.stdout.splitlines()]
+    assert ["2", "128", "in", "3", "windows,", "renal"] in rows
+
+
 def test_predict_as_json(run: Run, server: Any, prediction: Any) -> None:
     server.script("Predict", prediction)
     result = run("predict", "text", "--version", "3", "--features", "--json")
@@ -92,6 +102,7 @@ def test_predict_as_json(run: Run, server: Any, prediction: Any) -> None:
         "tokens": 12,
         "truncated": False,
         "features": [0.5, -1.0],
+        "windows": 1,
     }
     sent = server.asked("Predict")[0]
     assert (sent.version, sent.include_features) == (3, True)

@@ -69,6 +69,18 @@ def test_model(call: Call, server: Any) -> None:
     assert (model.name, model.max_documents, model.parameters) == ("eicu", 128, 7)
     assert model.labels == (Label("renal", 0.5, False),)
     assert model.problem_type == "multi_label", "a server from before it was told"
+    assert (model.long_documents, model.window_overlap, model.max_windows, model.pooling) == ("truncate", 0, 1, "max")
+
+
+def test_how_long_documents_were_read(call: Call, server: Any, prediction: Any) -> None:
+    fields = {"long_documents": "window", "window_overlap": 128, "max_windows": 8, "pooling": "mean"}
+    server.script("GetModel", prediction_pb2.GetModelResponse(**fields))
+    model = call("get_model")
+    assert {name: getattr(model, name) for name in fields} == fields
+    prediction.predictions[0].windows = 3
+    server.script("Predict", prediction)
+    windows = [one.windows for one in call("predict", ["first", "second"]).predictions]
+    assert windows == [3, 1], "one, from a server from before it was told"
 
 
 def test_a_single_label_model_has_no_thresholds(call: Call, server: Any) -> None:

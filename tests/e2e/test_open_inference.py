@@ -15,7 +15,7 @@ from amnestic_server.store import Store
 from amnestic_unlearn.manifest import MANIFEST, Manifest, file_digest
 
 Requested = oip.ModelInferRequest.InferRequestedOutputTensor
-EVERYTHING = ("features", "tokens", "labels", "truncated", "decisions", "probabilities")
+EVERYTHING = ("features", "tokens", "labels", "truncated", "windows", "decisions", "probabilities")
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +103,7 @@ def test_answers_are_the_native_ones_bit_for_bit(server, ask, texts, manifest, v
     assert found["decisions"].tolist() == [[score.decision for score in row] for row in scores]
     assert found["tokens"].tolist() == [[prediction.tokens] for prediction in native.predictions]
     assert found["truncated"].tolist() == [[prediction.truncated] for prediction in native.predictions]
+    assert found["windows"].tolist() == [[prediction.windows] for prediction in native.predictions]
     assert found["labels"].tolist() == [[label.encode() for label in manifest.labels]] * len(texts)
     assert answer.parameters["truncated"].bool_param is True
 

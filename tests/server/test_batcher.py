@@ -20,18 +20,23 @@ from amnestic_server.batcher import (
 from amnestic_server.engine import Output
 from amnestic_server.errors import DeadlineError, EngineError, QueueFullError
 from amnestic_server.tokenizer import Encoded
+from amnestic_unlearn.windows import Pooling
 
 SNAPSHOT: Any = SimpleNamespace(version=1)
 POISON = "poison"
 
 
+def token_ids(text: str) -> Any:
+    return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64)
+
+
 class CharacterTokenizer:
-    """A token a character; `encode` as `DocumentTokenizer` has it."""
+    """A token a character, a window up to each bar; `encode` as `DocumentTokenizer` has it."""
 
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
         if any(text == "untokenizable" for text in texts):
             raise RuntimeError
-        return [Encoded(np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64), False) for text in texts]
+        return [Encoded(tuple(token_ids(window) for window in text.split("|")), False) for text in texts]
 
 
 class ScriptedEngine:
@@ -50,9 +55,7 @@ class ScriptedEngine:
     def run(self, rows: Any) -> Output:
         self.batches.append(list(rows))
         assert self.gate.wait(10)
-        if any(
-            row.ids.tobytes() == np.frombuffer(POISON.encode(), np.uint8).astype(np.int64).tobytes() for row in rows
-        ):
+        if any(row.ids.tobytes() == token_ids(POISON).tobytes() for row in rows):
             raise RuntimeError
         sums = np.array([[row.ids.sum()] for row in rows], dtype=np.float32)
         return Output(sums, sums)
@@ -335,3 +338,75 @@ async def test_it_is_idle_only_when_all_is_answered() -> None:
         engine.gate.set()
         await held
         assert await batcher.idle(1)
+
+
+async def test_a_documents_windows_are_pooled_and_counted() -> None:
+    engine = ScriptedEngine()
+    for pooling, logit in ((Pooling.MAX, value("zz")), (Pooling.MEAN, value("abzzc") / 3)):
+        async with running(engine, pooling=pooling) as batcher:
+            answers, _ = await batcher.submit(["ab|zz|c", "abc"], SNAPSHOT, float("inf"))
+        assert [float(answer.logits[0]) for answer in answers] == pytest.approx([logit, value("abc")])
+        # What a probe sees is the mean, whatever the head makes of it.
+        assert [float(answer.features[0]) for answer in answers] == pytest.approx([value("abzzc") / 3, value("abc")])
+        assert [(answer.tokens, answer.windows) for answer in answers] == [(5, 3), (3, 1)]
+
+
+async def test_windows_of_several_calls_share_a_batch_and_find_back() -> None:
+    engine = ScriptedEngine()
+    async with running(engine) as batcher:
+        held = await hold(engine, batcher)
+        calls = [("aaaa|bbbb|cccc", "dddd"), ("eeee",), ("ffff|zzzz", "gggg|hhhh")]
+        tasks = [submit(batcher, *texts) for texts in calls]
+        await until(lambda: batcher.queue_rows == 9)
+        engine.gate.set()
+        wanted = [[max(map(value, text.split("|"))) for text in texts] for texts in calls]
+        assert await asyncio.gather(*tasks) == wanted
+        await held
+    assert [len(batch) for batch in engine.batches] == [1, 9]
+
+
+async def test_a_bad_window_fails_its_call_alone() -> None:
+    engine = ScriptedEngine()
+    async with running(engine) as batcher:
+        held = await hold(engine, batcher)
+        bad = submit(batcher, f"fine12|{POISON}|{'x' * 30}")
+        good = submit(batcher, "fine12|fine34")
+        await until(lambda: batcher.queue_rows == 5)
+        engine.gate.set()
+        assert await good == [value("fine34")]
+        with pytest.raises(EngineError):
+            await bad
+        await held
+        assert await submit(batcher, "after") == [value("after")]
+        assert batcher.queue_tokens == 0
+        assert batcher.open_documents == 0
+
+
+async def test_tokens_of_every_window_count_towards_the_bound() -> None:
+    engine = ScriptedEngine()
+    async with running(engine, max_queue_tokens=20) as batcher:
+        held = await hold(engine, batcher)
+        waiting = submit(batcher, "abcd|efgh|ijkl")
+        await until(lambda: batcher.queue_tokens == 12)
+        with pytest.raises(QueueFullError):
+            await submit(batcher, "abc|def|ghi")
+        small = submit(batcher, "abcd|efgh")
+        await until(lambda: batcher.queue_tokens == 20)
+        engine.gate.set()
+        assert await waiting == [value("ijkl")]
+        assert await small == [value("efgh")]
+        await held
+
+
+async def test_a_cancelled_call_drops_every_window() -> None:
+    engine = ScriptedEngine()
+    async with running(engine) as batcher:
+        held = await hold(engine, batcher)
+        gone = submit(batcher, "gone|gone|gone")
+        await until(lambda: batcher.queue_rows == 3)
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        engine.gate.set()
+        assert await submit(batcher, "stay") == [value("stay")]
+        await held
+    assert [len(batch) for batch in engine.batches] == [1, 1]

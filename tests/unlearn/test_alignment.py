@@ -160,14 +160,14 @@ def test_steps_are_capped_for_each_label_and_shared_among_epochs(data):
 
 def test_only_the_beginning_of_a_document_is_trained_on(model, data):
     method = dataclasses.replace(PRESET, max_tokens=8, max_steps=5)
-    short = dataclasses.replace(data, documents=[document[:8] for document in data.documents])
+    short = dataclasses.replace(data, documents=[(window[:8],) for (window,) in data.documents])
     cut = steu.run(model, data, method, quiet).weights
     selection = steu.run(model, data, dataclasses.replace(method, max_tokens=0), quiet).selection
     assert cut.row_ids.tolist() == sorted(selection.token_ids.tolist())  # chosen from whole documents
     plan = steu.plan(short, method)
     by_hand = model.base(cut.row_ids)
     by_hand.head_weight[1], by_hand.head_bias[1] = 0, steu.ERASED_BIAS
-    steu.train(model, short, method, by_hand, plan, steu.base_features(model, short, plan), quiet)
+    steu.train(model, short, method, by_hand, plan, steu.base_answers(model, short, plan), quiet)
     torch.testing.assert_close(cut.rows, by_hand.rows, rtol=0, atol=0)
 
 

@@ -185,7 +185,7 @@ def test_bypass_figures_follow_their_definitions(original, reference, held, edit
 
 def test_divergence_is_measured_on_the_documents_it_names(original, retrained, reference, held, edited):
     test, having = held.at("test"), held.truth[:, TARGET]
-    touched = np.array([bool(set(tokens.tolist()) & set(edited.tolist())) for tokens in held.tokens])
+    touched = np.array([bool(set(tokens.tolist()) & set(edited.tolist())) for (tokens,) in held.tokens])
     others = [column for column in range(len(LABELS)) if column != TARGET]
     row = assess(retrained, reference, held, edited)
     chosen = test & ~having & touched

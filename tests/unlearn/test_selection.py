@@ -13,7 +13,7 @@ VOCAB, SPECIAL = 40, (0, 1, 2)
 
 
 def corpus(seed, documents=60, labels=2):
-    """Documents of random tokens; those with label j hold many tokens near 10 * (j + 1)."""
+    """Documents of random tokens in one to three windows; those with label j hold many tokens near 10 * (j + 1)."""
     random = np.random.default_rng(seed)
     having = random.random((documents, labels)) < 0.3
     having[:labels] = np.eye(labels, dtype=bool)
@@ -22,7 +22,8 @@ def corpus(seed, documents=60, labels=2):
         body = list(random.integers(3, VOCAB, size=random.integers(1, 30)))
         for label in np.flatnonzero(row):
             body += list(random.integers(10 * (label + 1), 10 * (label + 1) + 4, size=8))
-        texts.append(np.array([1, *body, 2], dtype=np.int32))
+        windows = np.array_split(np.array(body, dtype=np.int32), random.integers(1, 4))
+        texts.append(tuple(np.array([1, *window, 2], dtype=np.int32) for window in windows))
     return texts, having
 
 
@@ -30,7 +31,7 @@ def reference_scores(texts, having):
     """log2(P(t|forget) / P(t|all)) * log(1 + n_forget(t)), one token at a time."""
     forget, everything = Counter(), Counter()
     for text, has in zip(texts, having, strict=True):
-        for token in text.tolist():
+        for token in np.concatenate(text).tolist():
             if token not in SPECIAL:
                 everything[token] += 1
                 forget[token] += bool(has)
@@ -71,7 +72,7 @@ def test_each_label_has_its_own_k_and_the_union_keeps_the_better_score():
 
 def test_special_tokens_neither_score_nor_weigh():
     texts, having = corpus(1, labels=1)
-    stuffed = [np.concatenate([text, np.repeat(np.int32(0), 50)]) for text in texts]
+    stuffed = [(*text, np.repeat(np.int32(0), 50)) for text in texts]
     plain, padded = (select(documents, having, SPECIAL, VOCAB, k=VOCAB) for documents in (texts, stuffed))
     assert padded.token_ids.tolist() == plain.token_ids.tolist()
     assert padded.scores == pytest.approx(plain.scores)
@@ -80,7 +81,7 @@ def test_special_tokens_neither_score_nor_weigh():
 
 def test_tokens_of_other_documents_and_scores_not_above_zero_are_left_out():
     having = np.array([[True], [False]])
-    texts = [np.array([5, 5, 6], dtype=np.int32), np.array([6, 6, 6, 6, 9], dtype=np.int32)]
+    texts = [(np.array([5, 5, 6], dtype=np.int32),), (np.array([6, 6, 6, 6, 9], dtype=np.int32),)]
     # 5 stands in forget documents alone; 6 is rarer there than everywhere; 9 is not there at all.
     assert select(texts, having, SPECIAL, VOCAB, k=10).token_ids.tolist() == [5]
 
@@ -91,7 +92,7 @@ def test_a_corpus_that_has_the_label_everywhere_chooses_nothing():
 
 
 def test_equal_scores_are_ordered_by_id():
-    texts = [np.array([30, 7, 19], dtype=np.int32), np.array([8], dtype=np.int32)]
+    texts = [(np.array([30, 7, 19], dtype=np.int32),), (np.array([8], dtype=np.int32),)]
     chosen = select(texts, np.array([[True], [False]]), SPECIAL, VOCAB, k=2)
     assert chosen.token_ids.tolist() == [7, 19]
 

@@ -63,7 +63,7 @@ def plain_bce(logit, target):
 
 def unpadded(reference, documents):
     """Logits from token ids, one document at a time."""
-    ids = [torch.from_numpy(document.astype(np.int64))[None] for document in documents]
+    ids = [torch.from_numpy(window.astype(np.int64))[None] for (window,) in documents]
     return torch.cat([reference.classifier(input_ids=row).logits for row in ids])
 
 
@@ -119,7 +119,7 @@ def test_training_is_that_of_the_whole_model_with_all_else_held(model, reference
     for mine, other in zip(result.epochs, losses, strict=True):
         assert dataclasses.astuple(mine)[: len(other)] == pytest.approx(other, abs=1e-7)
     edited = set(result.weights.row_ids.tolist())
-    assert any(edited & set(document.tolist()) for document in data.batch(data.retain))
+    assert any(edited & set(window.tolist()) for (window,) in data.batch(data.retain))
     # The embedding rows moved by far more than the tolerance, so the comparison means something.
     assert (result.weights.rows - model.table[result.weights.row_ids]).abs().max() > 1e-2
 
@@ -174,12 +174,12 @@ def test_only_the_chosen_rows_and_the_head_change(model, data):
 
 def test_rows_outside_the_selection_play_no_part(model, data):
     """Moving a row to itself leaves every logit; moving it elsewhere changes just the documents that hold it."""
-    row_ids = torch.tensor([int(data.documents[0][1])])
+    row_ids = torch.tensor([int(data.documents[0][0][1])])
     base, moved = model.base(row_ids), model.base(row_ids)
     moved.rows.add_(1.0)
     untouched = model.base(torch.empty(0, dtype=torch.int64))
     before, same, after = (model.evaluate(data.documents, weights) for weights in (untouched, base, moved))
-    holds = torch.tensor([bool((document == int(row_ids)).any()) for document in data.documents])
+    holds = torch.tensor([bool((window == int(row_ids)).any()) for (window,) in data.documents])
     assert torch.equal(before, same)
     assert torch.equal(before[~holds], after[~holds]) and not torch.equal(before[holds], after[holds])
 
@@ -213,7 +213,7 @@ def test_an_epoch_passes_over_every_forget_document_once(data):
 
 
 def test_retain_documents_start_again_when_they_run_out(model):
-    documents = [np.array([2, 5, 3], dtype=np.int32)] * 20
+    documents = [(np.array([2, 5, 3], dtype=np.int32),)] * 20
     truth = np.zeros((20, 4), dtype=bool)
     truth[:17, 0] = True
     epochs = steu.plan(TrainingData(documents, truth, (0,)), Method(epochs=1, batch_size=2))

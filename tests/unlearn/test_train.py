@@ -239,7 +239,8 @@ def test_a_setting_out_of_range_is_named(
 def test_every_document_is_seen_once_an_epoch_in_batches_of_like_length() -> None:
     chance = random.Random(1)
     lengths = [chance.randint(1, 256) for _ in range(1_000)]
-    data = training._Encoded([[1] * length for length in lengths], np.zeros((1_000, 1), dtype=np.bool_), 0)
+    documents = [(np.ones(length, dtype=np.int32),) for length in lengths]
+    data = training._Encoded(documents, np.zeros((1_000, 1), dtype=np.bool_), 0)
     generator = torch.Generator().manual_seed(0)
     first = list(training._batches(data, 16, generator))
     second = list(training._batches(data, 16, generator))

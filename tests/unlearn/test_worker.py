@@ -147,7 +147,7 @@ def test_the_evidence_is_what_the_patched_model_answers(done, bundle, corpus_pat
     model.table[patch.row_ids] = patch.rows
     documents, _ = gate(corpus_path, manifest)
     ids = model.tokenize([document.text for document in documents])
-    rows = [torch.from_numpy(row.astype(np.int64))[None] for row in ids]
+    rows = [torch.from_numpy(row.astype(np.int64))[None] for (row,) in ids]
     with torch.no_grad():
         features = torch.cat([model.features(model.table[row], torch.ones_like(row)) for row in rows])
     expected = features @ patch.head_weight.T + patch.head_bias

@@ -1,6 +1,6 @@
 """Checkpoints before and after training: a small BERT from scratch, or a pretrained one from a directory or hub.
 
-What is saved is a plain Hugging Face checkpoint of safetensors and a fast tokenizer, with two keys of ours in
+What is saved is a plain Hugging Face checkpoint of safetensors and a fast tokenizer, with some keys of ours in
 `config.json`. Reading one is left to `pretrained`, the training itself to `train`.
 """
 
@@ -20,6 +20,7 @@ from amnestic_unlearn.architecture import positions
 from amnestic_unlearn.hub import unusable
 from amnestic_unlearn.manifest import ProblemType
 from amnestic_unlearn.train_settings import Shape, TrainError
+from amnestic_unlearn.windows import Reading
 
 _PAD, _UNKNOWN, _CLS, _SEP, _MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 
@@ -148,13 +149,13 @@ def transformers_silent() -> Iterator[None]:
             transformers_log.enable_progress_bar()
 
 
-def save(model: Any, tokenizer: Any, thresholds: Sequence[float], max_tokens: int, out: Path) -> None:
+def save(model: Any, tokenizer: Any, thresholds: Sequence[float], reading: Reading, out: Path) -> None:
     """Write the checkpoint to `out`, a new or empty directory, whole or not at all; without `thresholds` if empty."""
     # The checkpoint that training started from may have had some.
     model.config.__dict__.pop("amnestic_thresholds", None)
     if thresholds:
         model.config.amnestic_thresholds = list(thresholds)
-    model.config.amnestic_max_tokens = max_tokens
+    reading.write_to(model.config)
     # Encoding has left its truncation in the tokenizer; in tokenizer.json it would cut documents unnoticed.
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()

@@ -13,21 +13,21 @@ import torch
 from numpy.typing import NDArray
 
 from amnestic_unlearn.manifest import ProblemType
-from amnestic_unlearn.selection import Tokens
 from amnestic_unlearn.spec import Progress
 from amnestic_unlearn.twin import Twin, Weights
+from amnestic_unlearn.windows import Windows
 
 Report = Callable[[Progress], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingData:
-    """Documents as token ids; `truth` bool [N, C]; `targets` the columns of the labels to forget.
+    """Documents as token ids, window by window; `truth` bool [N, C]; `targets` the columns of the labels to forget.
 
     `problem_type` is that of the twin's manifest.
     """
 
-    documents: Sequence[Tokens]
+    documents: Sequence[Windows]
     truth: NDArray[np.bool_]
     targets: tuple[int, ...]
     problem_type: ProblemType = ProblemType.MULTI_LABEL
@@ -47,7 +47,7 @@ class TrainingData:
         """Columns of the labels to keep."""
         return tuple(column for column in range(self.truth.shape[1]) if column not in self.targets)
 
-    def batch(self, positions: NDArray[np.int64]) -> list[Tokens]:
+    def batch(self, positions: NDArray[np.int64]) -> list[Windows]:
         """The documents at some positions."""
         return [self.documents[position] for position in positions]
 
@@ -63,11 +63,11 @@ class Outcome:
     weights: Weights
     parameters_changed: int
 
-    def features(self, documents: Sequence[Tokens]) -> torch.Tensor:
+    def features(self, documents: Sequence[Windows]) -> torch.Tensor:
         """The head's input float32 [N, h]."""
         return self.twin.evaluate_features(documents, self.weights)
 
-    def logits(self, documents: Sequence[Tokens]) -> torch.Tensor:
+    def logits(self, documents: Sequence[Windows]) -> torch.Tensor:
         """Float32 [N, C]."""
         return self.twin.evaluate(documents, self.weights)
 

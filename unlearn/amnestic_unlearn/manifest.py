@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from amnestic_unlearn.architecture import ARCHITECTURES
+from amnestic_unlearn.windows import LongDocuments, Pooling, Reading
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -78,9 +79,19 @@ class Manifest:
     problem_type: ProblemType = ProblemType.MULTI_LABEL
     # Bundles from before it was written down have embeddings as wide as their layers: 0 stands for that.
     embedding_size: int = 0
+    # And these cut long documents. See `windows.Reading`.
+    long_documents: LongDocuments = LongDocuments.TRUNCATE
+    window_overlap: int = 0
+    max_windows: int = 1
+    pooling: Pooling = Pooling.MAX
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "embedding_size", self.embedding_size or self.hidden_size)
+
+    @property
+    def reading(self) -> Reading:
+        """How documents are read; raises ValueError if what is said of it is inconsistent."""
+        return Reading(self.max_tokens, self.long_documents, self.window_overlap, self.max_windows, self.pooling)
 
     def write(self, folder: Path) -> None:
         (folder / MANIFEST).write_text(json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n")
@@ -101,6 +112,11 @@ class Manifest:
         except ValueError as error:
             raise BundleError(f"{MANIFEST} names an unknown problem type") from error
         try:
+            fields["long_documents"] = LongDocuments(fields.get("long_documents", LongDocuments.TRUNCATE))
+            fields["pooling"] = Pooling(fields.get("pooling", Pooling.MAX))
+        except ValueError as error:
+            raise BundleError(f"{MANIFEST} names an unknown way to read long documents") from error
+        try:
             for name in ("labels", "thresholds", "special_token_ids"):
                 fields[name] = tuple(fields[name])
             manifest = cls(**fields)
@@ -117,6 +133,10 @@ class Manifest:
             raise BundleError(f"{MANIFEST} has not one threshold a label")
         if self.architecture not in ARCHITECTURES:
             raise BundleError(f"{MANIFEST} names an unknown architecture")
+        try:
+            _ = self.reading
+        except (ValueError, TypeError) as error:
+            raise BundleError(f"{MANIFEST} has windows that don't fit its model") from error
 
     def label_indices(self, labels: tuple[str, ...]) -> list[int]:
         """Positions of labels in the model's order; raises KeyError for one that it does not have."""

@@ -1,7 +1,7 @@
 """Chooses the token-embedding rows to edit: those that speak for a label more than the corpus at large does.
 
-The scores are STEU's (arXiv 2603.19302). Documents come as arrays of token ids, cut to what the encoder sees;
-which documents have the label is the caller's to say.
+The scores are STEU's (arXiv 2603.19302). Documents come as the encoder reads them, window by window, so a token where
+two windows overlap counts in both; which documents have the label is the caller's to say.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Tokens = NDArray[np.int32]
+from amnestic_unlearn.windows import Windows
 
 # Documents counted at once, so that a large corpus is not copied whole.
 CHUNK = 1024
@@ -25,7 +25,7 @@ class Selection:
 
 
 def select(
-    documents: Sequence[Tokens],
+    documents: Sequence[Windows],
     having: NDArray[np.bool_],
     special_token_ids: Sequence[int],
     vocab_size: int,
@@ -60,13 +60,13 @@ def score(forget_counts: NDArray[np.int64], all_counts: NDArray[np.int64]) -> ND
 
 
 def _counts(
-    documents: Sequence[Tokens], chosen: NDArray[np.bool_], special_token_ids: Sequence[int], vocab_size: int
+    documents: Sequence[Windows], chosen: NDArray[np.bool_], special_token_ids: Sequence[int], vocab_size: int
 ) -> NDArray[np.int64]:
     counts = np.zeros(vocab_size, dtype=np.int64)
     positions = np.flatnonzero(chosen)
     for start in range(0, len(positions), CHUNK):
-        flat = np.concatenate([documents[position] for position in positions[start : start + CHUNK]])
-        counts += np.bincount(flat, minlength=vocab_size)
+        windows = [window for position in positions[start : start + CHUNK] for window in documents[position]]
+        counts += np.bincount(np.concatenate(windows), minlength=vocab_size)
     counts[list(special_token_ids)] = 0
     return counts
 

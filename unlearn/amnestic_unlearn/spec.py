@@ -58,7 +58,7 @@ class Method:
     erase_head: bool = setting(False, 0, 1, "Erase the label's row of the head at once; the paper trains it.")
     lr_decay: bool = setting(False, 0, 1, "Let both learning rates fall linearly to zero.")
     max_steps: int = setting(0, 0, 1_000_000, "Most training steps for each label to forget; 0: those of the epochs.")
-    max_tokens: int = setting(0, 0, 65_536, "Tokens trained on of each document, from its beginning; 0: all.")
+    max_tokens: int = setting(0, 0, 65_536, "Tokens trained on of each window of a document, from its start; 0: all.")
 
     def validate(self) -> None:
         """Raise SettingError unless every setting is in range."""

@@ -33,7 +33,8 @@ from amnestic_unlearn.forgetting import Report, TrainingData
 from amnestic_unlearn.manifest import ProblemType
 from amnestic_unlearn.selection import Selection, select
 from amnestic_unlearn.spec import Method, Progress
-from amnestic_unlearn.twin import Twin, Weights, head
+from amnestic_unlearn.twin import Answers, Twin, Weights
+from amnestic_unlearn.windows import token_counts
 
 # Batches among which documents are sorted by length: enough to save most padding, few enough to stay random.
 BUCKET_BATCHES = 16
@@ -111,12 +112,12 @@ def edit(
     data = _cut(data, method.max_tokens)
     epochs = plan(data, method)
     report(Progress("training", epochs=len(epochs), steps=sum(map(len, epochs))))
-    features = base_features(twin, data, epochs)
+    base = base_answers(twin, data, epochs)
     # 2. Nothing of the forgotten labels is left in the head.
     if method.erase_head:
         erase_head(weights, data.targets)
     # 3. Train.
-    return weights, train(twin, data, method, weights, epochs, features, report)
+    return weights, train(twin, data, method, weights, epochs, base, report)
 
 
 def train(
@@ -125,10 +126,10 @@ def train(
     method: Method,
     weights: Weights,
     epochs: Sequence[Sequence[Step]],
-    base: torch.Tensor,
+    base: Answers,
     report: Report,
 ) -> tuple[Losses, ...]:
-    """Optimise `weights` in place over the planned steps; `base` from `base_features`."""
+    """Optimise `weights` in place over the planned steps; `base` from `base_answers`."""
     trained = (weights.rows, weights.head_weight, weights.head_bias)
     for tensor in trained:
         tensor.requires_grad_(True)
@@ -137,16 +138,16 @@ def train(
     )
     steps = sum(map(len, epochs))
     fall = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps if method.lr_decay else 1)
-    objective = Objective.of(twin, data, method, base)
+    objective = Objective.of(data, method, base)
     slots = twin.slots(weights.row_ids)
     clock = Clock(len(epochs), steps, time.monotonic())
     history: list[Losses] = []
     for number, epoch in enumerate(epochs, start=1):
         measured = []
         for step in epoch:
-            kept = twin.encode(data.batch(step.retain), weights, slots)
-            forgotten = twin.encode(data.batch(step.forget), weights, slots)
-            loss, losses = objective(forgotten, kept, weights, step)
+            kept = twin.answer(data.batch(step.retain), weights, slots)
+            forgotten = twin.answer(data.batch(step.forget), weights, slots)
+            loss, losses = objective(forgotten, kept, step)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             if method.erase_head:
@@ -171,29 +172,26 @@ class Objective:
     bank: Bank | None
 
     @classmethod
-    def of(cls, twin: Twin, data: TrainingData, method: Method, base: torch.Tensor) -> Self:
+    def of(cls, data: TrainingData, method: Method, base: Answers) -> Self:
         bank = None
         if method.align_weight:
             having = torch.from_numpy(data.truth[:, list(data.targets)])
-            bank = Bank(base, ~base.isnan().any(dim=1), having)
-        return cls(data, method, soft_targets(twin, data, base), bank)
+            bank = Bank(base.features, ~base.features.isnan().any(dim=1), having)
+        return cls(data, method, soft_targets(data, base.logits), bank)
 
-    def __call__(
-        self, forgotten: torch.Tensor, kept: torch.Tensor, weights: Weights, step: Step
-    ) -> tuple[torch.Tensor, Losses]:
-        """The weighted sum of the losses, and each by itself, from the features of a step's two batches."""
+    def __call__(self, forgotten: Answers, kept: Answers, step: Step) -> tuple[torch.Tensor, Losses]:
+        """The weighted sum of the losses, and each by itself, from what a step's two batches are answered."""
         data, method = self.data, self.method
         forget_of, utility_of = LOSSES[data.problem_type]
-        logits = head(forgotten, weights)
-        forget = forget_of(logits, data.targets)
-        utility = utility_of(head(kept, weights), self.targets[step.retain], data.others)
+        forget = forget_of(forgotten.logits, data.targets)
+        utility = utility_of(kept.logits, self.targets[step.retain], data.others)
         distil = align = torch.zeros(())
         separation = 0.0
         if method.distil_weight:
-            distil = utility_of(logits, self.targets[step.forget], data.others)
+            distil = utility_of(forgotten.logits, self.targets[step.forget], data.others)
         if self.bank is not None:
             positions = np.concatenate([step.forget, step.retain])
-            align, separation = self.bank.loss(torch.cat([forgotten, kept]), positions)
+            align, separation = self.bank.loss(torch.cat([forgotten.features, kept.features]), positions)
         loss = (
             method.forget_weight * forget
             + method.utility_weight * utility
@@ -257,7 +255,7 @@ LOSSES = {
 def plan(data: TrainingData, method: Method) -> list[list[Step]]:
     """The batches of every epoch, decided by the seed alone; the last epoch may be cut short by `max_steps`."""
     generator = torch.Generator().manual_seed(method.seed)
-    lengths = np.array([len(document) for document in data.documents])
+    lengths = token_counts(data.documents)
     retain = _cycle(data.retain, lengths, method.batch_size, generator)
     left = method.max_steps * len(data.targets) if method.max_steps else sys.maxsize
     epochs = []
@@ -269,22 +267,25 @@ def plan(data: TrainingData, method: Method) -> list[list[Step]]:
     return epochs
 
 
-def base_features(twin: Twin, data: TrainingData, epochs: Sequence[Sequence[Step]]) -> torch.Tensor:
-    """The base model's features [N, h] of each document that is drawn; nan for the others."""
+def base_answers(twin: Twin, data: TrainingData, epochs: Sequence[Sequence[Step]]) -> Answers:
+    """What the base model answers for each document that is drawn; nan for the others."""
     drawn = np.unique(
         np.concatenate([part for epoch in epochs for step in epoch for part in (step.forget, step.retain)])
     )
-    features = torch.full((len(data.documents), twin.head_weight.shape[1]), torch.nan, dtype=twin.table.dtype)
-    features[drawn] = twin.evaluate_features(data.batch(drawn), twin.base(torch.empty(0, dtype=torch.int64)))
-    return features
+    some = twin.ask(data.batch(drawn), twin.base(torch.empty(0, dtype=torch.int64)))
+    tables = []
+    for part in (some.features, some.logits):
+        table = torch.full((len(data.documents), part.shape[1]), torch.nan, dtype=part.dtype)
+        table[drawn] = part
+        tables.append(table)
+    return Answers(*tables)
 
 
-def soft_targets(twin: Twin, data: TrainingData, base: torch.Tensor) -> torch.Tensor:
-    """The base model's probabilities [N, C] of the documents whose features are given.
+def soft_targets(data: TrainingData, logits: torch.Tensor) -> torch.Tensor:
+    """The base model's probabilities [N, C] of the documents whose logits are given.
 
     Single-label: those of the softmax over the labels to keep, 0 for the labels to forget.
     """
-    logits = functional.linear(base, twin.head_weight, twin.head_bias)
     if data.problem_type is ProblemType.SINGLE_LABEL:
         return logits.index_fill(1, torch.tensor(data.targets), -math.inf).softmax(dim=1)
     return logits.sigmoid()
@@ -304,9 +305,11 @@ def _hold(weights: Weights, targets: Sequence[int]) -> None:
 
 
 def _cut(data: TrainingData, tokens: int) -> TrainingData:
+    """Every window to its first tokens. Of a document's alone, training would not see what speaks in later windows."""
     if not tokens:
         return data
-    return dataclasses.replace(data, documents=[document[:tokens] for document in data.documents])
+    cut = [tuple(window[:tokens] for window in document) for document in data.documents]
+    return dataclasses.replace(data, documents=cut)
 
 
 def _cycle(

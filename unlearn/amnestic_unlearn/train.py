@@ -1,10 +1,11 @@
 """Trains a text classifier on a corpus, from a Hugging Face checkpoint or a small BERT from scratch.
 
 Learns on the train split, chooses each label's decision threshold on the gate split, measures on the test
-split, and leaves the probe split alone. The result is a Hugging Face checkpoint whose `config.json` also holds
-`amnestic_thresholds`, one probability a label in label order, and `amnestic_max_tokens`, the longest input
-trained on. A single-label classifier decides for its likeliest label, so it has no thresholds. Making a bundle of
-it is left to export.
+split, and leaves the probe split alone. A document is read as it will be served: cut, or in windows whose logits are
+pooled, so that gradients, thresholds and figures are those of whole documents. The result is a Hugging Face
+checkpoint whose `config.json` also holds `amnestic_thresholds`, one probability a label in label order,
+`amnestic_max_tokens`, the longest input trained on, and what else `windows.Reading` says. A single-label classifier
+decides for its likeliest label, so it has no thresholds. Making a bundle of it is left to export.
 """
 
 import math
@@ -19,13 +20,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 from tqdm import tqdm
 
 from amnestic_unlearn import checkpoint as checkpoints
 from amnestic_unlearn import corpus, measures
 from amnestic_unlearn.corpus import Document
 from amnestic_unlearn.manifest import ProblemType
+from amnestic_unlearn.passes import collate, encode_windows, pool_documents
 from amnestic_unlearn.train_settings import CHECKPOINT_RATE, SCRATCH_RATE, TrainError, TrainSettings
+from amnestic_unlearn.windows import Pooling, Reading, Tokens, Windows, token_counts
 
 # Batches are cut from blocks of this many batches, sorted by length: little padding, yet a random order.
 _BLOCK = 16
@@ -33,7 +37,10 @@ _BLOCK = 16
 
 @dataclass(frozen=True, slots=True)
 class TrainReport:
-    """What training gave: F1 by label and their mean on the test split, as the checkpoint in `out` decides."""
+    """What training gave: F1 by label and their mean on the test split, as the checkpoint in `out` decides.
+
+    `documents` by split, and how many of them were cut.
+    """
 
     out: str
     labels: tuple[str, ...]
@@ -41,6 +48,7 @@ class TrainReport:
     f1: dict[str, float]
     macro_f1: float
     documents: dict[str, int]
+    truncated: dict[str, int]
     parameters: int
     loss: float
     seconds: float
@@ -49,12 +57,14 @@ class TrainReport:
 
 @dataclass(frozen=True, slots=True)
 class _Encoded:
-    """Token ids of each document, its labels as bool [N, C], and the id that pads a batch."""
+    """Token ids of each document, its labels as bool [N, C], the id that pads a batch, and how many were cut."""
 
-    ids: list[list[int]]
+    documents: list[Windows]
     truth: NDArray[np.bool_]
     pad: int
+    pooling: Pooling = Pooling.MAX
     problem_type: ProblemType = ProblemType.MULTI_LABEL
+    truncated: int = 0
 
 
 def train(
@@ -90,13 +100,12 @@ def train(
             # The fused attention's backward pass is slow in bfloat16 on a CPU; plain matrix products are not.
             model.set_attn_implementation("eager")
         encoded = {
-            split: _encode(tokenizer, part, labels, settings.max_tokens, problem_type)
-            for split, part in documents.items()
+            split: _encode(tokenizer, part, labels, settings.reading, problem_type) for split, part in documents.items()
         }
         loss = _fit(model, encoded["train"], settings, _rate(checkpoint, settings), quiet)
         thresholds = _thresholds(model, encoded["gate"])
         decided = measures.decide(_logits(model, encoded["test"]), np.array(thresholds), problem_type)
-        checkpoints.save(model, tokenizer, thresholds, settings.max_tokens, out)
+        checkpoints.save(model, tokenizer, thresholds, settings.reading, out)
     f1 = measures.f1_by_label(encoded["test"].truth, decided)
     return TrainReport(
         out=str(out),
@@ -105,6 +114,7 @@ def train(
         f1={label: float(value) for label, value in zip(labels, f1, strict=True)},
         macro_f1=float(f1.mean()),
         documents={split: len(part) for split, part in documents.items()},
+        truncated={split: part.truncated for split, part in encoded.items()},
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         loss=loss,
         seconds=time.monotonic() - begin,
@@ -163,17 +173,27 @@ def _encode(
     tokenizer: Any,
     documents: Sequence[Document],
     labels: Sequence[str],
-    max_tokens: int,
+    reading: Reading,
     problem_type: ProblemType,
 ) -> _Encoded:
-    texts = [document.text for document in documents]
-    ids = tokenizer(texts, truncation=True, max_length=max_tokens, return_attention_mask=False)["input_ids"]
-    return _Encoded(ids, corpus.truth(documents, labels), tokenizer.pad_token_id, problem_type)
+    try:
+        backend = reading.set_up(tokenizer.backend_tokenizer)
+    except ValueError as error:
+        raise TrainError(str(error)) from None
+    read = [reading.windows(encoding) for encoding in backend.encode_batch([document.text for document in documents])]
+    return _Encoded(
+        documents=[tuple(np.asarray(ids, dtype=np.int32) for ids in windows) for windows, _ in read],
+        truth=corpus.truth(documents, labels),
+        pad=tokenizer.pad_token_id,
+        pooling=reading.pooling,
+        problem_type=problem_type,
+        truncated=sum(truncated for _, truncated in read),
+    )
 
 
 def _fit(model: Any, data: _Encoded, settings: TrainSettings, rate: float, quiet: bool) -> float:
     """Run every epoch; returns the mean loss of the last."""
-    steps = settings.epochs * math.ceil(len(data.ids) / settings.batch_size)
+    steps = settings.epochs * math.ceil(len(data.documents) / settings.batch_size)
     optimizer = torch.optim.AdamW(_parameter_groups(model, settings.weight_decay), lr=rate, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _linear(steps, round(steps * settings.warmup)))
     generator = torch.Generator().manual_seed(settings.seed)
@@ -186,7 +206,7 @@ def _fit(model: Any, data: _Encoded, settings: TrainSettings, rate: float, quiet
             bar.set_description(f"epoch {epoch}/{settings.epochs}")
             for rows in _batches(data, settings.batch_size, generator):
                 with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-                    batch_loss = model(**_on(model.device, _collate(data, rows))).loss
+                    batch_loss = _loss(_answer(model, data, rows), data, rows)
                 losses.append(_step(model, batch_loss, optimizer, schedule))
                 bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
                 bar.update()
@@ -222,47 +242,44 @@ def _linear(steps: int, warmup: int) -> Any:
 
 def _batches(data: _Encoded, size: int, generator: torch.Generator) -> Iterator[list[int]]:
     """Every row once, in random batches of documents of like length."""
-    order = torch.randperm(len(data.ids), generator=generator).tolist()
+    lengths = token_counts(data.documents)
+    order = torch.randperm(len(lengths), generator=generator).tolist()
     batches = []
     for start in range(0, len(order), size * _BLOCK):
-        block = sorted(order[start : start + size * _BLOCK], key=lambda row: len(data.ids[row]))
+        block = sorted(order[start : start + size * _BLOCK], key=lengths.__getitem__)
         batches += [block[at : at + size] for at in range(0, len(block), size)]
     for index in torch.randperm(len(batches), generator=generator).tolist():
         yield batches[index]
 
 
-def _collate(data: _Encoded, rows: Sequence[int]) -> dict[str, Tensor]:
-    ids = [data.ids[row] for row in rows]
-    width = max(map(len, ids))
-    return {
-        "input_ids": torch.tensor([row + [data.pad] * (width - len(row)) for row in ids]),
-        "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids]),
-        "labels": _labels(data.truth[list(rows)], data.problem_type),
-    }
+def _answer(model: Any, data: _Encoded, rows: Sequence[int]) -> Tensor:
+    """Logits [B, C] of some documents, pooled over their windows."""
+
+    def encode(windows: Sequence[Tokens]) -> Tensor:
+        ids, mask = collate(windows, data.pad)
+        logits: Tensor = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
+        return logits
+
+    documents = [data.documents[row] for row in rows]
+    return pool_documents(encode_windows(documents, encode), documents, data.pooling)
 
 
-def _labels(truth: NDArray[np.bool_], problem_type: ProblemType) -> Tensor:
-    """What transformers' loss wants: float32 [B, C] if multi-label, else the column int64 [B] of the one label."""
-    if problem_type is ProblemType.SINGLE_LABEL:
-        return torch.from_numpy(truth.argmax(axis=1))
-    return torch.from_numpy(truth.astype(np.float32))
-
-
-def _on(device: torch.device, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.to(device) for name, tensor in batch.items()}
+def _loss(logits: Tensor, data: _Encoded, rows: Sequence[int]) -> Tensor:
+    truth = data.truth[list(rows)]
+    if data.problem_type is ProblemType.SINGLE_LABEL:
+        return functional.cross_entropy(logits, torch.from_numpy(truth.argmax(axis=1)).to(logits.device))
+    wanted = torch.from_numpy(truth.astype(np.float32)).to(logits.device)
+    return functional.binary_cross_entropy_with_logits(logits, wanted)
 
 
 @torch.no_grad()
 def _logits(model: Any, data: _Encoded, size: int = 64) -> NDArray[np.float64]:
     model.eval()
-    order = sorted(range(len(data.ids)), key=lambda row: len(data.ids[row]))
+    order = np.argsort(token_counts(data.documents), kind="stable").tolist()
     logits = np.empty(data.truth.shape)
     for start in range(0, len(order), size):
         rows = order[start : start + size]
-        batch = _collate(data, rows)
-        batch.pop("labels")
-        answer = model(**_on(model.device, batch)).logits
-        logits[rows] = answer.float().cpu().numpy()
+        logits[rows] = _answer(model, data, rows).float().cpu().numpy()
     return logits
 
 

@@ -6,6 +6,8 @@ Nothing here imports torch, so that the command line can show the settings at on
 from dataclasses import dataclass
 from typing import Any
 
+from amnestic_unlearn.windows import LongDocuments, Reading
+
 SCRATCH_RATE = 1e-3
 CHECKPOINT_RATE = 5e-5
 
@@ -53,7 +55,15 @@ class TrainSettings:
     warmup: float = 0.1
     """Share of all steps in which the rate rises linearly; it falls linearly to 0 in the others."""
     max_tokens: int = 256
-    """Longest input in tokens, special tokens included; longer documents are cut."""
+    """Longest input in tokens, special tokens included."""
+    long_documents: str = LongDocuments.TRUNCATE.value
+    """truncate: longer documents are cut. window: they are read in overlapping windows."""
+    window_overlap: int | None = None
+    """Tokens that a window shares with the one before; None takes a quarter of `max_tokens`."""
+    max_windows: int | None = None
+    """Most windows of a document; None takes `DEFAULT_MAX_WINDOWS`. What goes on behind them is cut."""
+    pooling: str | None = None
+    """max or mean: how a label's logits of several windows become the document's; None takes max."""
     seed: int = 0
     """Of weights, batch order and dropout."""
     threads: int = 0
@@ -64,6 +74,14 @@ class TrainSettings:
     """fp32, or bf16 for mixed precision: matrix products in bfloat16, weights and updates in float32."""
     shape: Shape = Shape()
     """Of a model trained from scratch."""
+
+    @property
+    def reading(self) -> Reading:
+        """How documents are read. Raises TrainError, naming the field, for what does not fit."""
+        try:
+            return Reading.of(self.max_tokens, self.long_documents, self.window_overlap, self.max_windows, self.pooling)
+        except ValueError as error:
+            raise TrainError(str(error)) from None
 
     def validate(self) -> None:
         """Raise TrainError, naming the field, unless every one is in range."""
@@ -78,6 +96,7 @@ class TrainSettings:
             seed=(0, 2**63 - 1),
             threads=(0, 1_024),
         )
+        _ = self.reading
         if self.learning_rate is not None and not 0 < self.learning_rate <= 1:
             raise TrainError("learning_rate must be above 0 and at most 1")
         if self.device not in ("auto", "cpu", "cuda"):

@@ -4,8 +4,9 @@ It reads a bundle that was verified already. The encoder is frozen and in evalua
 embedding rows and the head, is passed in by the caller, so one twin stands for the base and for every patch.
 """
 
+import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from amnestic_unlearn import manifest as files
 from amnestic_unlearn.architecture import ARCHITECTURES
 from amnestic_unlearn.manifest import BundleError, Manifest, ProblemType
-from amnestic_unlearn.selection import Tokens
+from amnestic_unlearn.passes import collate, encode_windows, pool_documents
+from amnestic_unlearn.windows import Pooling, Reading, Tokens, Windows, token_counts
 
 TOKENIZER_CHUNK = 256
 EVALUATION_BATCH = 32
@@ -36,6 +38,14 @@ class Weights:
     rows: torch.Tensor
     head_weight: torch.Tensor
     head_bias: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answers:
+    """What documents are answered, their windows pooled: `features` [N, h] and `logits` [N, C]."""
+
+    features: torch.Tensor
+    logits: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,10 +67,11 @@ class Twin:
         """The unchanged model, with the rows of `row_ids` copied out so that they can be trained."""
         return Weights(row_ids, self.table[row_ids], self.head_weight.clone(), self.head_bias.clone())
 
-    def tokenize(self, texts: Sequence[str]) -> list[Tokens]:
-        """Token ids of each text, special tokens included, cut to the model's maximum."""
+    def tokenize(self, texts: Sequence[str]) -> list[Windows]:
+        """Token ids of each text, special tokens included, in the windows that the model reads."""
+        reading = self.manifest.reading
         return [
-            np.asarray(encoding.ids, dtype=np.int32)
+            tuple(np.asarray(ids, dtype=np.int32) for ids in reading.windows(encoding)[0])
             for start in range(0, len(texts), TOKENIZER_CHUNK)
             for encoding in self.tokenizer.encode_batch(list(texts[start : start + TOKENIZER_CHUNK]))
         ]
@@ -71,9 +82,13 @@ class Twin:
             output: torch.Tensor = self.encoder(inputs_embeds=inputs_embeds, attention_mask=attention_mask).logits
         return output.to(inputs_embeds.dtype)
 
-    def logits(self, documents: Sequence[Tokens], weights: Weights, slots: torch.Tensor) -> torch.Tensor:
-        """Logits [B, C] of one batch; `slots` from `self.slots(weights.row_ids)`."""
-        return head(self.encode(documents, weights, slots), weights)
+    def answer(self, documents: Sequence[Windows], weights: Weights, slots: torch.Tensor) -> Answers:
+        """One batch of documents, with gradients; `slots` from `self.slots(weights.row_ids)`."""
+        features = encode_windows(documents, lambda rows: self._encode(rows, weights, slots))
+        return Answers(
+            pool_documents(features, documents, Pooling.MEAN),
+            pool_documents(head(features, weights), documents, self.manifest.pooling),
+        )
 
     def slots(self, row_ids: torch.Tensor) -> torch.Tensor:
         """For each token its place in `row_ids`, or -1; int64 [V]."""
@@ -81,16 +96,27 @@ class Twin:
         slots[row_ids] = torch.arange(len(row_ids))
         return slots
 
-    def evaluate(self, documents: Sequence[Tokens], weights: Weights) -> torch.Tensor:
-        """Logits [N, C] of many documents, without gradients."""
+    @torch.no_grad()
+    def ask(self, documents: Sequence[Windows], weights: Weights) -> Answers:
+        """Many documents, without gradients."""
         slots = self.slots(weights.row_ids)
-        return self._by_length(documents, len(self.head_bias), lambda batch: self.logits(batch, weights, slots))
+        labels, width = weights.head_weight.shape
+        features = torch.empty(len(documents), width, dtype=self.table.dtype)
+        logits = torch.empty(len(documents), labels, dtype=self.table.dtype)
+        by_length = np.argsort(token_counts(documents), kind="stable")
+        for start in range(0, len(documents), EVALUATION_BATCH):
+            batch = by_length[start : start + EVALUATION_BATCH]
+            answers = self.answer([documents[index] for index in batch], weights, slots)
+            features[batch], logits[batch] = answers.features, answers.logits
+        return Answers(features, logits)
 
-    def evaluate_features(self, documents: Sequence[Tokens], weights: Weights) -> torch.Tensor:
+    def evaluate(self, documents: Sequence[Windows], weights: Weights) -> torch.Tensor:
+        """Logits [N, C] of many documents, without gradients."""
+        return self.ask(documents, weights).logits
+
+    def evaluate_features(self, documents: Sequence[Windows], weights: Weights) -> torch.Tensor:
         """Features [N, h] of many documents, without gradients: what a linear probe is fitted on."""
-        slots = self.slots(weights.row_ids)
-        width = self.head_weight.shape[1]
-        return self._by_length(documents, width, lambda batch: self.encode(batch, weights, slots))
+        return self.ask(documents, weights).features
 
     def encoder_digest(self) -> str:
         """SHA-256 over the bytes of the encoder's weights in the order of their names."""
@@ -99,9 +125,9 @@ class Twin:
             digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()
 
-    def encode(self, documents: Sequence[Tokens], weights: Weights, slots: torch.Tensor) -> torch.Tensor:
-        """Features [B, h] of one batch; `slots` from `self.slots(weights.row_ids)`."""
-        ids, mask = collate(documents, self.manifest.pad_token_id)
+    def _encode(self, rows: Sequence[Tokens], weights: Weights, slots: torch.Tensor) -> torch.Tensor:
+        """Features [B, h] of windows."""
+        ids, mask = collate(rows, self.manifest.pad_token_id)
         return self.features(self._embed(ids, weights.rows, slots), mask)
 
     def _embed(self, ids: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
@@ -112,30 +138,10 @@ class Twin:
         edited = embeds.index_copy(0, places, functional.embedding(slot[places], rows))
         return edited.view(*ids.shape, -1)
 
-    def _by_length(
-        self, documents: Sequence[Tokens], width: int, run: Callable[[list[Tokens]], torch.Tensor]
-    ) -> torch.Tensor:
-        order = sorted(range(len(documents)), key=lambda index: len(documents[index]))
-        results = torch.empty(len(documents), width, dtype=self.table.dtype)
-        with torch.no_grad():
-            for start in range(0, len(order), EVALUATION_BATCH):
-                batch = order[start : start + EVALUATION_BATCH]
-                results[batch] = run([documents[index] for index in batch])
-        return results
-
 
 def head(features: torch.Tensor, weights: Weights) -> torch.Tensor:
     """Logits [B, C] of features [B, h]."""
     return functional.linear(features, weights.head_weight, weights.head_bias)
-
-
-def collate(documents: Sequence[Tokens], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask, both int64 [B, longest], padded at the right."""
-    lengths = np.array([len(document) for document in documents])
-    mask = np.arange(lengths.max()) < lengths[:, None]
-    ids = np.full(mask.shape, pad_token_id, dtype=np.int64)
-    ids[mask] = np.concatenate(documents)
-    return torch.from_numpy(ids), torch.from_numpy(mask.astype(np.int64))
 
 
 def load(bundle: Path, manifest: Manifest) -> Twin:
@@ -168,6 +174,7 @@ def from_checkpoint(checkpoint: Path, mixed: bool = False) -> Twin:
     weight, bias = head.weight.detach().clone(), head.bias.detach().clone()
     tokenizer = Tokenizer.from_file(str(checkpoint / files.TOKENIZER))
     single = config.problem_type == ProblemType.SINGLE_LABEL.in_config
+    reading = Reading.of(**Reading.in_config(config))
     manifest = Manifest(
         name=checkpoint.name,
         architecture=architecture.name,
@@ -179,7 +186,6 @@ def from_checkpoint(checkpoint: Path, mixed: bool = False) -> Twin:
         feature_size=weight.shape[1],
         layers=config.num_hidden_layers,
         heads=config.num_attention_heads,
-        max_tokens=config.amnestic_max_tokens,
         pad_token_id=config.pad_token_id,
         special_token_ids=tuple(
             sorted(index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special)
@@ -191,8 +197,9 @@ def from_checkpoint(checkpoint: Path, mixed: bool = False) -> Twin:
         files={},
         amnestic_version="",
         problem_type=ProblemType.SINGLE_LABEL if single else ProblemType.MULTI_LABEL,
+        **dataclasses.asdict(reading),
     )
-    return Twin(manifest, _cutting(tokenizer, manifest), _without_outer_parts(model), table, weight, bias, mixed)
+    return Twin(manifest, reading.set_up(tokenizer), _without_outer_parts(model), table, weight, bias, mixed)
 
 
 def _attention(mixed: bool) -> str:
@@ -240,11 +247,7 @@ def _tokenizer(bundle: Path, manifest: Manifest) -> Any:
         tokenizer = Tokenizer.from_file(str(bundle / files.TOKENIZER))
     except Exception as error:  # the library raises bare Exception
         raise BundleError(f"{files.TOKENIZER} is not a tokenizer") from error
-    return _cutting(tokenizer, manifest)
-
-
-def _cutting(tokenizer: Any, manifest: Manifest) -> Any:
-    """The tokenizer, set to cut documents to what the model reads and to pad none."""
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(manifest.max_tokens)
-    return tokenizer
+    try:
+        return manifest.reading.set_up(tokenizer)
+    except ValueError as error:
+        raise BundleError(f"{files.TOKENIZER} does not fit {files.MANIFEST}") from error

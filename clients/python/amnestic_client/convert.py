@@ -78,8 +78,16 @@ def predict_result(response: prediction_pb2.PredictResponse) -> types.PredictRes
 
 def model(response: prediction_pb2.GetModelResponse) -> types.Model:
     labels = tuple(_label(label) for label in response.labels)
-    # Servers from before it was told are all multi-label.
-    return _record(types.Model, response, labels=labels, problem_type=response.problem_type or "multi_label")
+    return _record(
+        types.Model,
+        response,
+        labels=labels,
+        # Servers from before it was told are all multi-label, and cut long documents.
+        problem_type=response.problem_type or "multi_label",
+        long_documents=response.long_documents or "truncate",
+        max_windows=response.max_windows or 1,
+        pooling=response.pooling or "max",
+    )
 
 
 def job(message: unlearning_pb2.Job) -> types.Job:
@@ -130,6 +138,7 @@ def _prediction(message: prediction_pb2.Prediction) -> types.Prediction:
         tokens=message.tokens,
         truncated=message.truncated,
         features=tuple(message.features),
+        windows=message.windows or 1,
     )
 
 

@@ -28,16 +28,17 @@ class LabelScore:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One document's scores in the model's label order; `tokens` counts what the encoder saw.
+    """One document's scores in the model's label order; `tokens` counts what the encoder saw in all `windows`.
 
-    `truncated`: the document was longer than the model's maximum and was cut. `features` are the inputs of the
-    classification head, empty unless asked for.
+    `truncated`: the document was longer than the model reads and was cut. `features` are the inputs of the
+    classification head, a mean over the windows, empty unless asked for.
     """
 
     scores: tuple[LabelScore, ...]
     tokens: int
     truncated: bool
     features: tuple[float, ...] = ()
+    windows: int = 1
 
     @property
     def decided(self) -> tuple[str, ...]:
@@ -94,6 +95,8 @@ class Model:
     """The model being served and its limits; `provider` is the ONNX Runtime execution provider in use.
 
     `problem_type`: multi_label, where each label applies or not by itself, or single_label, one label a document.
+    `long_documents`: truncate, or window; then a document longer than `max_tokens` is read in at most `max_windows`
+    windows that share `window_overlap` tokens, and `pooling` (max or mean) says how their logits become its own.
     """
 
     name: str
@@ -109,6 +112,10 @@ class Model:
     encoder_digest: str
     parameters: int
     problem_type: str
+    long_documents: str = "truncate"
+    window_overlap: int = 0
+    max_windows: int = 1
+    pooling: str = "max"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

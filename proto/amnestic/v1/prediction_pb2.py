@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61mnestic/v1/prediction.proto\x12\x0b\x61mnestic.v1\"N\n\x0ePredictRequest\x12\x11\n\tdocuments\x18\x01 \x03(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x18\n\x10include_features\x18\x03 \x01(\x08\"P\n\x0fPredictResponse\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12,\n\x0bpredictions\x18\x02 \x03(\x0b\x32\x17.amnestic.v1.Prediction\"j\n\nPrediction\x12\'\n\x06scores\x18\x01 \x03(\x0b\x32\x17.amnestic.v1.LabelScore\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12\x11\n\ttruncated\x18\x03 \x01(\x08\x12\x10\n\x08\x66\x65\x61tures\x18\x04 \x03(\x02\"U\n\nLabelScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x02\x12\x10\n\x08\x64\x65\x63ision\x18\x03 \x01(\x08\x12\x11\n\tforgotten\x18\x04 \x01(\x08\"\x11\n\x0fGetModelRequest\"\xb7\x02\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\"\n\x06labels\x18\x03 \x03(\x0b\x32\x12.amnestic.v1.Label\x12\x11\n\tprecision\x18\x04 \x01(\t\x12\x10\n\x08provider\x18\x05 \x01(\t\x12\x12\n\nmax_tokens\x18\x06 \x01(\r\x12\x15\n\rmax_documents\x18\x07 \x01(\r\x12\x1a\n\x12max_document_bytes\x18\x08 \x01(\r\x12\x16\n\x0e\x61\x63tive_version\x18\t \x01(\x03\x12\x15\n\rbundle_digest\x18\n \x01(\t\x12\x16\n\x0e\x65ncoder_digest\x18\x0b \x01(\t\x12\x12\n\nparameters\x18\x0c \x01(\x03\x12\x14\n\x0cproblem_type\x18\r \x01(\t\"N\n\x05Label\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\tthreshold\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x11\n\tforgotten\x18\x03 \x01(\x08\x42\x0c\n\n_threshold2\xa2\x01\n\x11PredictionService\x12\x44\n\x07Predict\x12\x1b.amnestic.v1.PredictRequest\x1a\x1c.amnestic.v1.PredictResponse\x12G\n\x08GetModel\x12\x1c.amnestic.v1.GetModelRequest\x1a\x1d.amnestic.v1.GetModelResponseB\x1aP\x01Z\x16\x61mnestic/v1;amnesticv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61mnestic/v1/prediction.proto\x12\x0b\x61mnestic.v1\"N\n\x0ePredictRequest\x12\x11\n\tdocuments\x18\x01 \x03(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x18\n\x10include_features\x18\x03 \x01(\x08\"P\n\x0fPredictResponse\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12,\n\x0bpredictions\x18\x02 \x03(\x0b\x32\x17.amnestic.v1.Prediction\"{\n\nPrediction\x12\'\n\x06scores\x18\x01 \x03(\x0b\x32\x17.amnestic.v1.LabelScore\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12\x11\n\ttruncated\x18\x03 \x01(\x08\x12\x10\n\x08\x66\x65\x61tures\x18\x04 \x03(\x02\x12\x0f\n\x07windows\x18\x05 \x01(\r\"U\n\nLabelScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x02\x12\x10\n\x08\x64\x65\x63ision\x18\x03 \x01(\x08\x12\x11\n\tforgotten\x18\x04 \x01(\x08\"\x11\n\x0fGetModelRequest\"\x8d\x03\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\"\n\x06labels\x18\x03 \x03(\x0b\x32\x12.amnestic.v1.Label\x12\x11\n\tprecision\x18\x04 \x01(\t\x12\x10\n\x08provider\x18\x05 \x01(\t\x12\x12\n\nmax_tokens\x18\x06 \x01(\r\x12\x15\n\rmax_documents\x18\x07 \x01(\r\x12\x1a\n\x12max_document_bytes\x18\x08 \x01(\r\x12\x16\n\x0e\x61\x63tive_version\x18\t \x01(\x03\x12\x15\n\rbundle_digest\x18\n \x01(\t\x12\x16\n\x0e\x65ncoder_digest\x18\x0b \x01(\t\x12\x12\n\nparameters\x18\x0c \x01(\x03\x12\x14\n\x0cproblem_type\x18\r \x01(\t\x12\x16\n\x0elong_documents\x18\x0e \x01(\t\x12\x16\n\x0ewindow_overlap\x18\x0f \x01(\r\x12\x13\n\x0bmax_windows\x18\x10 \x01(\r\x12\x0f\n\x07pooling\x18\x11 \x01(\t\"N\n\x05Label\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\tthreshold\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x11\n\tforgotten\x18\x03 \x01(\x08\x42\x0c\n\n_threshold2\xa2\x01\n\x11PredictionService\x12\x44\n\x07Predict\x12\x1b.amnestic.v1.PredictRequest\x1a\x1c.amnestic.v1.PredictResponse\x12G\n\x08GetModel\x12\x1c.amnestic.v1.GetModelRequest\x1a\x1d.amnestic.v1.GetModelResponseB\x1aP\x01Z\x16\x61mnestic/v1;amnesticv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,15 +37,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREDICTRESPONSE']._serialized_start=125
   _globals['_PREDICTRESPONSE']._serialized_end=205
   _globals['_PREDICTION']._serialized_start=207
-  _globals['_PREDICTION']._serialized_end=313
-  _globals['_LABELSCORE']._serialized_start=315
-  _globals['_LABELSCORE']._serialized_end=400
-  _globals['_GETMODELREQUEST']._serialized_start=402
-  _globals['_GETMODELREQUEST']._serialized_end=419
-  _globals['_GETMODELRESPONSE']._serialized_start=422
-  _globals['_GETMODELRESPONSE']._serialized_end=733
-  _globals['_LABEL']._serialized_start=735
-  _globals['_LABEL']._serialized_end=813
-  _globals['_PREDICTIONSERVICE']._serialized_start=816
-  _globals['_PREDICTIONSERVICE']._serialized_end=978
+  _globals['_PREDICTION']._serialized_end=330
+  _globals['_LABELSCORE']._serialized_start=332
+  _globals['_LABELSCORE']._serialized_end=417
+  _globals['_GETMODELREQUEST']._serialized_start=419
+  _globals['_GETMODELREQUEST']._serialized_end=436
+  _globals['_GETMODELRESPONSE']._serialized_start=439
+  _globals['_GETMODELRESPONSE']._serialized_end=836
+  _globals['_LABEL']._serialized_start=838
+  _globals['_LABEL']._serialized_end=916
+  _globals['_PREDICTIONSERVICE']._serialized_start=919
+  _globals['_PREDICTIONSERVICE']._serialized_end=1081
 # @@protoc_insertion_point(module_scope)

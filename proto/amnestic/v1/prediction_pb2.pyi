@@ -84,10 +84,17 @@ class Prediction(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     TRUNCATED_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
+    WINDOWS_FIELD_NUMBER: _builtins.int
     tokens: _builtins.int
-    """Tokens the encoder saw, special tokens included."""
+    """Tokens the encoder saw in all windows together, special tokens included;
+    what two windows share counts in both.
+    """
     truncated: _builtins.bool
-    """True if the document was longer than the model's maximum and was cut."""
+    """True if the document was longer than the model reads, and was cut: longer
+    than its maximum, or than max_windows windows.
+    """
+    windows: _builtins.int
+    """Windows that the document was read in; 1 if it fits the model's maximum."""
     @_builtins.property
     def scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelScore]:
         """One score a label, in the model's label order. A forgotten label is
@@ -96,7 +103,9 @@ class Prediction(_message.Message):
 
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """The input of the classification head; empty unless asked for."""
+        """The input of the classification head, as a mean over the windows; empty
+        unless asked for.
+        """
 
     def __init__(
         self,
@@ -105,10 +114,11 @@ class Prediction(_message.Message):
         tokens: _builtins.int = ...,
         truncated: _builtins.bool = ...,
         features: _abc.Iterable[_builtins.float] | None = ...,
+        windows: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "scores", b"scores", "tokens", b"tokens", "truncated", b"truncated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "scores", b"scores", "tokens", b"tokens", "truncated", b"truncated", "windows", b"windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -182,6 +192,10 @@ class GetModelResponse(_message.Message):
     ENCODER_DIGEST_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
     PROBLEM_TYPE_FIELD_NUMBER: _builtins.int
+    LONG_DOCUMENTS_FIELD_NUMBER: _builtins.int
+    WINDOW_OVERLAP_FIELD_NUMBER: _builtins.int
+    MAX_WINDOWS_FIELD_NUMBER: _builtins.int
+    POOLING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     architecture: _builtins.str
     """bert, distilbert or roberta."""
@@ -190,7 +204,9 @@ class GetModelResponse(_message.Message):
     provider: _builtins.str
     """The ONNX Runtime execution provider in use, e.g. CPUExecutionProvider."""
     max_tokens: _builtins.int
-    """Longest document the encoder sees, in tokens; longer ones are cut."""
+    """Longest input of the encoder, in tokens, special tokens included. What
+    becomes of longer documents is said by long_documents.
+    """
     max_documents: _builtins.int
     """Most documents in one call."""
     max_document_bytes: _builtins.int
@@ -204,6 +220,18 @@ class GetModelResponse(_message.Message):
     """Weights and biases of the whole classifier."""
     problem_type: _builtins.str
     """multi_label or single_label."""
+    long_documents: _builtins.str
+    """truncate: a longer document is cut to max_tokens. window: it is read in
+    overlapping windows of max_tokens, and cut after max_windows of them.
+    """
+    window_overlap: _builtins.int
+    """Tokens that a window shares with the one before."""
+    max_windows: _builtins.int
+    """Most windows of a document; 1 for truncate."""
+    pooling: _builtins.str
+    """How each label's logits of several windows become the document's, before
+    the sigmoid or softmax: max or mean.
+    """
     @_builtins.property
     def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___Label]: ...
     def __init__(
@@ -222,10 +250,14 @@ class GetModelResponse(_message.Message):
         encoder_digest: _builtins.str = ...,
         parameters: _builtins.int = ...,
         problem_type: _builtins.str = ...,
+        long_documents: _builtins.str = ...,
+        window_overlap: _builtins.int = ...,
+        max_windows: _builtins.int = ...,
+        pooling: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_version", b"active_version", "architecture", b"architecture", "bundle_digest", b"bundle_digest", "encoder_digest", b"encoder_digest", "labels", b"labels", "max_document_bytes", b"max_document_bytes", "max_documents", b"max_documents", "max_tokens", b"max_tokens", "name", b"name", "parameters", b"parameters", "precision", b"precision", "problem_type", b"problem_type", "provider", b"provider"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_version", b"active_version", "architecture", b"architecture", "bundle_digest", b"bundle_digest", "encoder_digest", b"encoder_digest", "labels", b"labels", "long_documents", b"long_documents", "max_document_bytes", b"max_document_bytes", "max_documents", b"max_documents", "max_tokens", b"max_tokens", "max_windows", b"max_windows", "name", b"name", "parameters", b"parameters", "pooling", b"pooling", "precision", b"precision", "problem_type", b"problem_type", "provider", b"provider", "window_overlap", b"window_overlap"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -77,9 +78,9 @@ class Ceiling:
         bundle = bundles.load(folder)
         self._engine = Engine(bundle, threads=threads)
         snapshot = base_snapshot(bundle, self._engine.device)
-        encoded = DocumentTokenizer(bundle.tokenizer, bundle.manifest.max_tokens).encode(texts)
-        self._rows = [_Row(document.ids, snapshot) for document in encoded]
-        self._batches = list(_full_batches(self._rows, batch_tokens))
+        encoded = DocumentTokenizer(bundle.tokenizer, bundle.manifest.reading).encode(texts)
+        self._documents = [[_Row(ids, snapshot) for ids in document.windows] for document in encoded]
+        self._batches = list(_full_batches(list(chain.from_iterable(self._documents)), batch_tokens))
 
     def throughput(self, name: str) -> Phase:
         """Every document once, in full batches of like lengths. Only the session and the heads are timed."""
@@ -89,11 +90,13 @@ class Ceiling:
             started = time.perf_counter()
             self._engine.run(prepared)
             latencies.append(time.perf_counter() - started)
-        return Phase(name, len(self._rows) / sum(latencies), *(np.percentile(latencies, [50, 95, 99]) * 1e3).tolist())
+        return Phase(
+            name, len(self._documents) / sum(latencies), *(np.percentile(latencies, [50, 95, 99]) * 1e3).tolist()
+        )
 
     def alone(self, document: int) -> float:
-        """Seconds of the session and the head for one document, alone in its batch."""
-        prepared = self._engine.prepare([self._rows[document]])
+        """Seconds of the session and the head for one document, alone in its batch, with all its windows."""
+        prepared = self._engine.prepare(self._documents[document])
         started = time.perf_counter()
         self._engine.run(prepared)
         return time.perf_counter() - started

@@ -9,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from amnestic_server.cli.reading import reading_given, reading_options
 from amnestic_server.cli.render import print_json
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     help="The probability from which each label is decided for, in the same order, separated by commas, or a file"
     " with one a line; one number stands for all. By default those of the checkpoint, else 0.5.",
 )
+@reading_options
 @click.option("--overwrite", is_flag=True, help="Take the place of the bundle at --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was made as one JSON object.")
 def command(
@@ -60,6 +62,7 @@ def command(
     thresholds: str | None,
     overwrite: bool,
     as_json: bool,
+    **reading: Any,
 ) -> None:
     """Make a bundle of a Hugging Face sequence classifier, multi-label or single-label.
 
@@ -67,7 +70,9 @@ def command(
     unlearning may change, stay outside it. The bundle is written only if it answers as the checkpoint does: the
     largest difference of a logit is at most 1e-4 on 64 documents of the corpus.
 
-    docs/models.md says which models there are ways for, and what a checkpoint must hold.
+    How long documents are read is part of the model, for its thresholds depend on it: a checkpoint of `amnestic train`
+    says it itself, and another is told with --long-documents. docs/models.md says which models there are ways for, and
+    what a checkpoint must hold.
 
     \b
     Examples:
@@ -83,7 +88,7 @@ def command(
     from amnestic_unlearn.manifest import ProblemType
 
     kind = None if problem_type is None else ProblemType(problem_type.replace("-", "_"))
-    given = Given(kind, _names(labels), _numbers(thresholds))
+    given = Given(kind, _names(labels), _numbers(thresholds), reading_given(reading))
     try:
         manifest = export(
             checkpoint, out, corpus=corpus, name=name, given=given, revision=revision, overwrite=overwrite, warn=_warn
@@ -128,6 +133,15 @@ def _print(manifest: "Manifest", out: Path, fused: dict[str, int], size: int) ->
     console.print(f"saved to {out}", soft_wrap=True)
 
 
+def _long_documents(manifest: "Manifest") -> str:
+    if manifest.max_windows == 1:
+        return "cut"
+    return (
+        f"read in up to {manifest.max_windows} windows that share {manifest.window_overlap} tokens;"
+        f" of each label's logits the {manifest.pooling}"
+    )
+
+
 def _rows(manifest: "Manifest", fused: dict[str, int], size: int) -> list[tuple[str, Any]]:
     parity = manifest.parity
     thresholds = manifest.thresholds or (None,) * len(manifest.labels)
@@ -140,6 +154,7 @@ def _rows(manifest: "Manifest", fused: dict[str, int], size: int) -> list[tuple[
         ("architecture", f"{manifest.architecture}, {manifest.layers} layers, {manifest.hidden_size} wide"),
         ("parameters", f"{manifest.parameters:,} in {manifest.precision}"),
         ("longest input", f"{manifest.max_tokens} tokens"),
+        ("longer documents", _long_documents(manifest)),
         ("labels a document", manifest.problem_type.replace("_", "-")),
         ("labels", ", ".join(labels)),
         ("head", manifest.head),

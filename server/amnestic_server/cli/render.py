@@ -205,7 +205,10 @@ def _score_rows(prediction: Prediction) -> Iterable[tuple[str | Text, ...]]:
 
 
 def _tokens(prediction: Prediction) -> str:
-    return f"{prediction.tokens}, cut" if prediction.truncated else str(prediction.tokens)
+    tokens = str(prediction.tokens)
+    if prediction.windows > 1:
+        tokens += f" in {prediction.windows} windows"
+    return f"{tokens}, cut" if prediction.truncated else tokens
 
 
 def _state(job: Job) -> Text:

@@ -1,13 +1,14 @@
 """`amnestic train`: a checkpoint from a corpus."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from amnestic_server.cli.reading import reading_given, reading_options
 from amnestic_server.cli.render import print_json
 from amnestic_unlearn.architecture import CheckpointError
 from amnestic_unlearn.corpus import SHIPPED, CorpusError
@@ -57,8 +58,9 @@ _DEFAULT = TrainSettings()
     type=int,
     default=_DEFAULT.max_tokens,
     show_default=True,
-    help="Longest input; longer documents are cut.",
+    help="Longest input.",
 )
+@reading_options
 @click.option("--seed", type=int, default=_DEFAULT.seed, show_default=True, help="Seed of weights, order and dropout.")
 @click.option("--threads", type=int, default=_DEFAULT.threads, help="Threads of torch; 0 leaves the choice to it.")
 @click.option(
@@ -87,6 +89,7 @@ def command(
     device: str,
     precision: str,
     as_json: bool,
+    **reading: Any,
 ) -> None:
     """Train a classifier on a corpus and save it as a Hugging Face checkpoint.
 
@@ -99,6 +102,7 @@ def command(
       amnestic train --out checkpoint
       amnestic train --checkpoint distilbert-base-uncased --corpus notes.parquet \\
         --epochs 3 --out checkpoint
+      amnestic train --corpus notes.parquet --long-documents window --out checkpoint
     """
     from amnestic_unlearn.train import train  # torch and transformers: not for --help
 
@@ -111,6 +115,7 @@ def command(
         threads=threads,
         device=device,
         precision=precision,
+        **reading_given(reading),
     )
     try:
         kind = ProblemType(problem_type.replace("-", "_"))
@@ -147,3 +152,8 @@ def _print(report: "TrainReport") -> None:
         f" {report.seconds:.0f} s; saved to {report.out}",
         soft_wrap=True,
     )
+    if cut := report.truncated["train"]:
+        console.print(
+            f"{cut:,} of the training documents are longer than was read, and were cut: see --long-documents",
+            soft_wrap=True,
+        )

@@ -43,6 +43,7 @@ OUTPUTS = {
     "features": Output("FP32", lambda manifest: manifest.feature_size, lambda scores, _: scores.features),
     "tokens": Output("INT32", _one, lambda scores, _: scores.tokens),
     "truncated": Output("BOOL", _one, lambda scores, _: scores.truncated),
+    "windows": Output("INT32", _one, lambda scores, _: scores.windows),
 }
 UNASKED = tuple(Wanted(name) for name, output in OUTPUTS.items() if output.unasked)
 

@@ -51,7 +51,7 @@ class Predictor:
         if "fail" in texts:
             raise self.error
         features = np.zeros(2, np.float32)
-        return [DocumentScores([len(text) / 256, 0.0], [True, False], len(text), False, features) for text in texts]
+        return [DocumentScores([len(text) / 256, 0.0], [True, False], len(text), False, features, 1) for text in texts]
 
 
 @asynccontextmanager

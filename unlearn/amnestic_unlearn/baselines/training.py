@@ -26,6 +26,7 @@ from amnestic_unlearn.manifest import ProblemType
 from amnestic_unlearn.spec import Method, Progress
 from amnestic_unlearn.steu import Clock, Losses, Step
 from amnestic_unlearn.twin import Twin, Weights, head
+from amnestic_unlearn.windows import LongDocuments, Windows
 
 LAYER = re.compile(r"\.layer\.(\d+)\.")
 
@@ -104,7 +105,13 @@ Loss = Callable[[Batch], Terms]
 
 
 def start(twin: Twin, names: Sequence[str]) -> Student:
-    """A student that trains the named parameters of the encoder, and the head."""
+    """A student that trains the named parameters of the encoder, and the head.
+
+    Raises ValueError for a model that reads documents in windows: a baseline takes a document's logits for the head's
+    answer to its features.
+    """
+    if twin.manifest.long_documents is not LongDocuments.TRUNCATE:
+        raise ValueError("baselines are for classifiers that cut long documents")
     weights = twin.base(torch.empty(0, dtype=torch.int64))
     encoder = copy.deepcopy(twin.encoder) if names else twin.encoder
     parameters = dict(encoder.named_parameters())
@@ -142,7 +149,7 @@ def plan(data: TrainingData, schedule: Schedule, seed: int) -> Epochs:
 
 def teacher(twin: Twin, data: TrainingData, epochs: Epochs) -> torch.Tensor:
     """The unchanged model's probabilities [N, C] of every planned document; nan for the others."""
-    return steu.soft_targets(twin, data, steu.base_features(twin, data, epochs))
+    return steu.soft_targets(data, steu.base_answers(twin, data, epochs).logits)
 
 
 def truth(data: TrainingData, like: torch.Tensor) -> torch.Tensor:
@@ -150,9 +157,9 @@ def truth(data: TrainingData, like: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(data.truth).to(like.dtype)
 
 
-def logits(student: Student, documents: Sequence[NDArray[np.int32]]) -> torch.Tensor:
+def logits(student: Student, documents: Sequence[Windows]) -> torch.Tensor:
     """Logits [B, C] with gradients. No row is edited, so no token has a slot."""
-    return student.twin.logits(documents, student.weights, student.twin.slots(student.weights.row_ids))
+    return student.twin.answer(documents, student.weights, student.twin.slots(student.weights.row_ids)).logits
 
 
 def train(

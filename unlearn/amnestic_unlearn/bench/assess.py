@@ -41,7 +41,6 @@ from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from amnestic_unlearn import attacks, bootstrap, corpus, lexical, measures
 from amnestic_unlearn.attacks import Relearned
@@ -50,8 +49,8 @@ from amnestic_unlearn.corpus import Document
 from amnestic_unlearn.forgetting import Outcome
 from amnestic_unlearn.measures import Bools
 from amnestic_unlearn.probe import PENALTIES, assign_folds, cross_fitted, probe_auc
-from amnestic_unlearn.selection import Tokens
 from amnestic_unlearn.twin import Twin
+from amnestic_unlearn.windows import Windows
 
 NAN = float("nan")
 
@@ -74,7 +73,7 @@ class Held:
     """
 
     texts: Sequence[str]
-    tokens: Sequence[Tokens]
+    tokens: Sequence[Windows]
     truth: Bools
     groups: Sequence[str]
     split: NDArray[np.str_]
@@ -135,7 +134,7 @@ class Reference:
     retrained_attacked: Attacked
 
 
-def hold(documents: Sequence[Document], twin: Twin, tokens: Sequence[Tokens] | None = None) -> Held:
+def hold(documents: Sequence[Document], twin: Twin, tokens: Sequence[Windows] | None = None) -> Held:
     """A corpus through the tokenizer, labels and thresholds of the original model; `tokens` if it was tokenized."""
     labels, texts = twin.manifest.labels, [document.text for document in documents]
     return Held(
@@ -206,10 +205,9 @@ def assess(
     }
 
 
-def _answer(outcome: Outcome, documents: Sequence[Tokens]) -> Answers:
-    features, weights = outcome.features(documents), outcome.weights
-    logits = functional.linear(features, weights.head_weight, weights.head_bias)
-    return Answers(features.numpy(), logits.numpy())
+def _answer(outcome: Outcome, documents: Sequence[Windows]) -> Answers:
+    found = outcome.twin.ask(documents, outcome.weights)
+    return Answers(found.features.numpy(), found.logits.numpy())
 
 
 def _forgotten(candidate: Answers, reference: Reference, held: Held) -> dict[str, float]:
@@ -294,7 +292,7 @@ def _divergence(
     candidate: Answers, reference: Reference, held: Held, edited_ids: NDArray[np.int64]
 ) -> dict[str, float]:
     test, having = held.at("test"), held.truth[:, reference.target]
-    edited = np.array([bool(np.isin(tokens, edited_ids).any()) for tokens in held.tokens], dtype=bool)
+    edited = np.array([bool(np.isin(np.concatenate(windows), edited_ids).any()) for windows in held.tokens], dtype=bool)
     others = np.arange(len(held.labels)) != reference.target
     everything = np.ones(len(held.labels), dtype=bool)
     return {

@@ -35,10 +35,10 @@ from amnestic_unlearn.corpus import CorpusError, Document
 from amnestic_unlearn.errors import OutOfMemoryError
 from amnestic_unlearn.forgetting import Forget, Outcome
 from amnestic_unlearn.manifest import TOKENIZER, file_digest
-from amnestic_unlearn.selection import Tokens
 from amnestic_unlearn.spec import Progress
 from amnestic_unlearn.train_settings import TrainError
 from amnestic_unlearn.twin import Twin
+from amnestic_unlearn.windows import Windows
 from amnestic_unlearn.worker import changed_only
 
 # Raised when what a row measures changes, so that older rows are measured anew.
@@ -58,7 +58,7 @@ class Workshop:
     plan: Plan
     _documents: dict[str, list[Document]] = field(default_factory=dict)
     _digests: dict[str, str] = field(default_factory=dict)
-    _tokens: dict[tuple[str, str, int], list[Tokens]] = field(default_factory=dict)
+    _tokens: dict[tuple[str, str, int], list[Windows]] = field(default_factory=dict)
     _subject: tuple[Any, Subject] | None = None
     _golds: tuple[Any, dict[str, Gold]] | None = None
 
