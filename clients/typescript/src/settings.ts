@@ -20,7 +20,7 @@ export const WATCH_RECONNECTS = 30;
 export const WATCH_FIRST_PAUSE = 250;
 export const WATCH_LONGEST_PAUSE = 5_000;
 
-// Two calls keep a server busy while one is on its way; more help only if it has several engines behind it.
+// Enough to keep the server's queue filled while answers travel, far below what it admits: it batches across calls.
 export const CONCURRENCY = 4;
 export const BATCH = 32;
 

@@ -40,10 +40,14 @@ export async function* watchJob(
     } catch (error) {
       // A server that is stopped by force may tell of it as a cancelled call.
       const dropped = error instanceof Cancelled && !signal?.aborted && !transport.closed;
-      const away = dropped || error instanceof Unavailable;
-      if (!away || last === undefined || broken === WATCH_RECONNECTS) throw error;
+      const wait = pauseBefore(++broken);
+      if (!(dropped || error instanceof Unavailable) || last === undefined || wait === undefined) throw error;
+      await pause(Math.min(wait, deadline - Date.now()), signal);
     }
-    const wait = Math.min(WATCH_FIRST_PAUSE * 2 ** broken++, WATCH_LONGEST_PAUSE);
-    await pause(Math.min(wait, deadline - Date.now()), signal);
   }
+}
+
+/** Milliseconds before a broken watch is taken up for the nth time in a row; undefined if it shall not be. */
+export function pauseBefore(n: number): number | undefined {
+  return n > WATCH_RECONNECTS ? undefined : Math.min(WATCH_FIRST_PAUSE * 2 ** (n - 1), WATCH_LONGEST_PAUSE);
 }

@@ -115,7 +115,7 @@ describe("a real server", { skip }, () => {
     const seen: Job[] = [];
     let restarted: Promise<void> | undefined;
     try {
-      for await (const job of client.watchJob(asked.jobId, { timeoutMs: 120_000 })) {
+      for await (const job of client.watchJob(asked.jobId, { timeoutMs: 170_000 })) {
         seen.push(job);
         if (job.state === "RUNNING") restarted ??= restart();
       }

@@ -6,6 +6,7 @@ import { setTimeout } from "node:timers/promises";
 
 import type { Job } from "amnestic-client";
 
+import { pauseBefore } from "../dist/watch.js";
 import { JobState } from "../dist/generated/amnestic/v1/unlearning_pb.js";
 import { type Call, clientOf, collect, Failure, FakeServer } from "./fake.js";
 
@@ -69,7 +70,15 @@ test("a broken watch is taken up without repetition", async (t) => {
   ]);
 });
 
-test("taking up is bounded, with pauses that grow", async (t) => {
+test("taking up is bounded: two minutes and more, but not for ever", () => {
+  const pauses = Array.from({ length: 30 }, (_, index) => pauseBefore(index + 1));
+  assert.deepEqual(pauses.slice(0, 7), [250, 500, 1000, 2000, 4000, 5000, 5000]);
+  const whole = pauses.reduce<number>((sum, wait) => sum + (wait ?? NaN), 0);
+  assert.ok(whole > 120_000 && whole < 150_000, `${whole} ms`);
+  assert.equal(pauseBefore(31), undefined);
+});
+
+test("the pauses grow, and the deadline ends them", async (t) => {
   const server = await FakeServer.start(t);
   server.script("WatchJob", [answer("RUNNING")], []);
   const client = clientOf(t, server.target);
