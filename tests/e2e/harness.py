@@ -24,6 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from safetensors.torch import load_file
 
 from amnestic_client import Client, Job
+from amnestic_unlearn.architecture import ARCHITECTURES
 from amnestic_unlearn.manifest import MANIFEST, Manifest, file_digest
 from amnestic_unlearn.patch import Patch
 
@@ -185,9 +186,10 @@ class Reference:
         weights = {name: tensor.clone() for name, tensor in self._original.items()}
         if patch is not None:
             changed = load_file(patch)
-            weights["bert.embeddings.word_embeddings.weight"][changed["row_ids"]] = changed["rows"]
-            weights["classifier.weight"] = changed["head.weight"]
-            weights["classifier.bias"] = changed["head.bias"]
+            parts = ARCHITECTURES[self._model.config.model_type]
+            weights[f"{parts.word_embeddings}.weight"][changed["row_ids"]] = changed["rows"]
+            weights[f"{parts.head}.weight"] = changed["head.weight"]
+            weights[f"{parts.head}.bias"] = changed["head.bias"]
         self._model.load_state_dict(weights)
 
 
