@@ -6,10 +6,10 @@ STAMP := $(VENV)/.installed
 TRITON := .venv-triton
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test triton check lint proto proto-check client-ts bench clean
+.PHONY: help demo test triton check lint proto proto-check proto-baseline client-ts bench clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Amnestic needs Python 3.11 or newer, this is %s" % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
@@ -42,11 +42,16 @@ lint: $(STAMP) ## ruff, mypy --strict, import contracts
 proto: $(STAMP) ## generate the stubs
 	$(BIN)/python proto/generate.py
 
-proto-check: $(STAMP) ## the committed stubs are those of the proto files
+proto-check: $(STAMP) ## the proto files are in good form and break no caller, the stubs are theirs
+	$(BIN)/buf lint proto
+	$(BIN)/buf breaking proto --against proto/baseline.binpb
 	$(BIN)/python proto/generate.py --check
 
 client-ts: $(STAMP) ## build, lint and test the TypeScript client over a real server
 	$(BIN)/python -m pytest tests/client/test_typescript.py
+
+proto-baseline: $(STAMP) ## make the proto files of today those that no change may break; at a release
+	$(BIN)/buf build proto --exclude-source-info --output proto/baseline.binpb
 
 bench: $(STAMP) ## measure serving beside its ceiling, and forgetting beside retraining
 	$(BIN)/amnestic bench serve

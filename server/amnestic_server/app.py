@@ -14,9 +14,10 @@ from prometheus_client import start_http_server
 from amnestic.oip import open_inference_pb2, open_inference_pb2_grpc
 from amnestic.v1 import prediction_pb2, prediction_pb2_grpc, unlearning_pb2, unlearning_pb2_grpc
 from amnestic_server import bundle as bundles
-from amnestic_server import listening
+from amnestic_server import listening, otel, trace
 from amnestic_server.batcher import Batcher, BatchStats
 from amnestic_server.bundle import Bundle
+from amnestic_server.calls import TraceInterceptor
 from amnestic_server.engine import Engine, limit_library_threads
 from amnestic_server.errors import StartError
 from amnestic_server.evaluation import Evaluator, GateDocuments
@@ -50,7 +51,7 @@ async def serve(settings: Settings) -> None:
     limit_library_threads()
     started = time.monotonic()
     async with AsyncExitStack() as stack:
-        server, targets = listening.bind(settings, stack)
+        server, targets = listening.bind(settings, [_tracing(settings, stack)], stack)
         metrics = Metrics()
         metrics_port = _serve_metrics(settings, metrics, stack)
         bundle = _load_bundle(settings)
@@ -139,6 +140,21 @@ async def serve(settings: Settings) -> None:
             log.warning("stopping with %d documents unanswered", batcher.open_documents)
         await server.stop(grace=1.0)
         log.info("stopped")
+
+
+def _tracing(settings: Settings, stack: AsyncExitStack) -> TraceInterceptor:
+    """Spans where they are asked for, else the id of a caller's trace alone."""
+    if not settings.otel and not otel.named_by_environment():
+        return TraceInterceptor(lambda path, headers: trace.received(headers))
+    try:
+        spans = otel.Spans()
+    except StartError:
+        if settings.otel:
+            raise
+        log.warning("the environment names an OpenTelemetry collector, but amnestic[otel] is not installed: no spans")
+        return TraceInterceptor(lambda path, headers: trace.received(headers))
+    stack.callback(spans.close)
+    return TraceInterceptor(spans.of)
 
 
 def _serve_metrics(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> int:

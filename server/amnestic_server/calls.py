@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import wraps
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
@@ -18,14 +18,18 @@ from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, ResourceInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
+from amnestic_server import trace
 from amnestic_server.errors import AmnesticError, NotFoundError
 from amnestic_server.metrics import Metrics
+from amnestic_server.trace import Headers, Trace
 
 log = logging.getLogger(__name__)
 
 ERROR_DOMAIN = "amnestic"
+COMPRESSION_WISH = ("amnestic-compression", "gzip")
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 Q = TypeVar("Q")
 A = TypeVar("A")
 S = TypeVar("S")
@@ -49,7 +53,10 @@ def _trailing_metadata(error: AmnesticError) -> tuple[tuple[str, str | bytes], .
     status = Status(code=grpc.StatusCode[error.status].value[0], message=str(error))
     for detail in _details(error):
         status.details.add().Pack(detail)
-    metadata: tuple[tuple[str, str | bytes], ...] = (("grpc-status-details-bin", status.SerializeToString()),)
+    metadata: tuple[tuple[str, str | bytes], ...] = (
+        ("grpc-status-details-bin", status.SerializeToString()),
+        *_trace_response(),
+    )
     if error.retry_after is not None:
         metadata += (("grpc-retry-pushback-ms", str(round(error.retry_after * 1000))),)
     return metadata
@@ -68,13 +75,49 @@ def _details(error: AmnesticError) -> Iterator[Message]:
         yield RetryInfo(retry_delay=delay)
 
 
+class TraceInterceptor(grpc.aio.ServerInterceptor):
+    """Gives each call the trace that `trace_of` makes of its path and its headers; gRPC's own services have none."""
+
+    def __init__(self, trace_of: Callable[[str, Headers], Trace | None]) -> None:
+        self._trace_of = trace_of
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        path = handler_call_details.method
+        if not path.startswith("/grpc."):
+            trace.enter(self._trace_of(path, tuple(handler_call_details.invocation_metadata)))
+        return await continuation(handler_call_details)
+
+
+def _trace_response() -> tuple[tuple[str, str], ...]:
+    """Where the call stands in its trace, for the caller: with the last word, where it costs no message of its own."""
+    current = trace.current()
+    return (("traceresponse", current.response),) if current and current.response else ()
+
+
+async def _compress_if_asked(context: Context) -> None:
+    """Python's gRPC does not tell how a request was compressed, so the wish for an answer is said in metadata.
+
+    To be called last: the headers that tell of it end the client's retries.
+    """
+    if COMPRESSION_WISH in (context.invocation_metadata() or ()):
+        context.set_compression(grpc.Compression.Gzip)
+        await context.send_initial_metadata(())
+
+
 class _Measured:
-    """Counts and times one call, whichever way it ends."""
+    """Counts and times one call and traces it, whichever way it ends."""
 
     def __init__(self, metrics: Metrics, method: str) -> None:
         self._metrics = metrics
         self._method = method
         self._started = time.perf_counter()
+        self._trace = trace.current()
+        if self._trace:
+            self._trace.begin()
 
     def end(self, error: BaseException | None = None) -> None:
         match error:
@@ -88,6 +131,8 @@ class _Measured:
                 code = "INTERNAL"
         self._metrics.requests.labels(self._method, code).inc()
         self._metrics.request_seconds.labels(self._method, code).observe(time.perf_counter() - self._started)
+        if self._trace:
+            self._trace.end(code)
 
 
 def unary(
@@ -106,6 +151,10 @@ def unary(
                 await _abort(context, error)
             raise
         measured.end()
+        context.set_trailing_metadata(_trace_response())
+        # Without an answer it is a stream of the method's own, whose headers left with its first message.
+        if answer is not None:
+            await _compress_if_asked(context)
         return answer
 
     return call
@@ -128,12 +177,16 @@ def streaming(
                 await _abort(context, error)
             raise
         measured.end()
+        context.set_trailing_metadata(_trace_response())
 
     return call
 
 
 async def within_stream(metrics: Metrics, method: str, answer: Awaitable[A]) -> A | AmnesticError:
-    """The same for one request of a stream: its error is returned, for the stream goes on."""
+    """The same for one request of a stream, in a task of its own: its error is returned, for the stream goes on."""
+    if (stream := trace.current()) is not None:
+        # The span is the stream's.
+        trace.enter(Trace(stream.trace_id))
     measured = _Measured(metrics, method)
     try:
         answered = await answer

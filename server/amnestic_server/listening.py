@@ -26,12 +26,15 @@ KEEPALIVE_TIMEOUT_MS = 20_000
 PROBE_SECONDS = 1.0
 
 
-def bind(settings: Settings, stack: AsyncExitStack) -> tuple[grpc.aio.Server, list[str]]:
+def bind(
+    settings: Settings, interceptors: Sequence[grpc.aio.ServerInterceptor], stack: AsyncExitStack
+) -> tuple[grpc.aio.Server, list[str]]:
     """A server that is not started yet, and its addresses as clients name them, TCP first.
 
     Taken before anything slow, so that an address in use is told at once, as a StartError.
     """
     server = grpc.aio.server(
+        interceptors=interceptors,
         options=[
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", settings.max_message_bytes),
@@ -41,7 +44,7 @@ def bind(settings: Settings, stack: AsyncExitStack) -> tuple[grpc.aio.Server, li
             # Else every ping without a call is held against the client.
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_ping_interval_without_data_ms", int(settings.client_ping_secs * 1000)),
-        ]
+        ],
     )
     targets = []
     if settings.tcp:

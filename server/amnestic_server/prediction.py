@@ -3,11 +3,12 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from amnestic_server import trace
 from amnestic_server.batcher import Answer, Batcher, Timings
 from amnestic_server.errors import DrainingError, InvalidArgumentError
 from amnestic_server.inference_stats import InferenceStats
@@ -68,6 +69,8 @@ class Predictor:
         self._stats.succeeded(snapshot.version, len(texts), timings, ended - answered, ended - started)
         for stage, histogram in self._stages.items():
             histogram.observe(getattr(timings, stage))
+        if (current := trace.current()) is not None:
+            current.note(asdict(timings), documents=len(texts), version=snapshot.version)
         self._metrics.documents.inc(len(texts))
         self._metrics.truncated.inc(sum(score.truncated for score in scores))
         for score in scores:

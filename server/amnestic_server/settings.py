@@ -58,6 +58,9 @@ class Settings:
     max_queue_tokens: int = _setting("Most tokens waiting for the encoder.", 262_144)
     max_documents: int = _setting("Most documents in one call.", 128)
     max_document_bytes: int = _setting("Largest document, in bytes of UTF-8.", 262_144)
+    otel: bool = _setting(
+        "Export spans by OpenTelemetry; on too where OTEL_EXPORTER_OTLP_ENDPOINT is set. Needs amnestic[otel].", False
+    )
     exit_timeout_secs: float = _setting("Longest wait for accepted calls when shutting down, in seconds.", 30.0)
     exit_notice_secs: float = _setting(
         "Time from the health service's NOT_SERVING to the first call refused when shutting down, in seconds.", 0.2

@@ -28,10 +28,12 @@ export interface Prediction {
   readonly scores: readonly LabelScore[];
   /** The labels that apply, in the model's order. */
   readonly decided: readonly string[];
-  /** Tokens that the encoder saw. */
+  /** Tokens that the encoder saw, in all windows together. */
   readonly tokens: number;
-  /** True if the document was longer than the model's maximum and was cut. */
+  /** True if the document was longer than what the model reads and was cut. */
   readonly truncated: boolean;
+  /** Windows that the document was read in; 1 if it fits the model's maximum. */
+  readonly windows: number;
   /** Inputs of the classification head; empty unless asked for. */
   readonly features: readonly number[];
 }
@@ -75,6 +77,14 @@ export interface Model {
   readonly parameters: number;
   /** multi_label, where each label applies or not by itself, or single_label, one label a document. */
   readonly problemType: string;
+  /** What becomes of documents longer than maxTokens: truncate, or window. */
+  readonly longDocuments: string;
+  /** Tokens that a window shares with the one before. */
+  readonly windowOverlap: number;
+  /** Most windows of a document; 1 for truncate. */
+  readonly maxWindows: number;
+  /** How the logits of several windows become the document's: max or mean. */
+  readonly pooling: string;
 }
 
 /**

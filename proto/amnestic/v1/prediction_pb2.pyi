@@ -20,6 +20,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class PredictRequest(_message.Message):
+    """Documents to classify."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     DOCUMENTS_FIELD_NUMBER: _builtins.int
@@ -52,6 +54,8 @@ Global___PredictRequest: _TypeAlias = PredictRequest  # noqa: Y015
 
 @_typing.final
 class PredictResponse(_message.Message):
+    """The answer to every document of a call."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VERSION_FIELD_NUMBER: _builtins.int
@@ -78,6 +82,8 @@ Global___PredictResponse: _TypeAlias = PredictResponse  # noqa: Y015
 
 @_typing.final
 class Prediction(_message.Message):
+    """What the model says of one document."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     SCORES_FIELD_NUMBER: _builtins.int
@@ -126,6 +132,8 @@ Global___Prediction: _TypeAlias = Prediction  # noqa: Y015
 
 @_typing.final
 class LabelScore(_message.Message):
+    """What the model says of one label of a document."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     LABEL_FIELD_NUMBER: _builtins.int
@@ -133,6 +141,7 @@ class LabelScore(_message.Message):
     DECISION_FIELD_NUMBER: _builtins.int
     FORGOTTEN_FIELD_NUMBER: _builtins.int
     label: _builtins.str
+    """The label's name."""
     probability: _builtins.float
     """0 to 1. multi_label: sigmoid of the label's logit. single_label: softmax
     over all labels of the model, forgotten ones too.
@@ -162,6 +171,8 @@ Global___LabelScore: _TypeAlias = LabelScore  # noqa: Y015
 
 @_typing.final
 class GetModelRequest(_message.Message):
+    """Asks for the model being served."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -177,6 +188,8 @@ Global___GetModelRequest: _TypeAlias = GetModelRequest  # noqa: Y015
 
 @_typing.final
 class GetModelResponse(_message.Message):
+    """The model being served and the limits of a call."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
@@ -197,6 +210,7 @@ class GetModelResponse(_message.Message):
     MAX_WINDOWS_FIELD_NUMBER: _builtins.int
     POOLING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """Name of the model, as its bundle has it."""
     architecture: _builtins.str
     """bert, distilbert or roberta."""
     precision: _builtins.str
@@ -212,6 +226,7 @@ class GetModelResponse(_message.Message):
     max_document_bytes: _builtins.int
     """Largest document, in bytes of UTF-8."""
     active_version: _builtins.int
+    """The version that answers where none is asked for."""
     bundle_digest: _builtins.str
     """SHA-256 of the bundle's manifest, lower-case hexadecimal."""
     encoder_digest: _builtins.str
@@ -233,7 +248,9 @@ class GetModelResponse(_message.Message):
     the sigmoid or softmax: max or mean.
     """
     @_builtins.property
-    def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___Label]: ...
+    def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___Label]:
+        """Every label, in the order in which predictions have them."""
+
     def __init__(
         self,
         *,
@@ -265,12 +282,15 @@ Global___GetModelResponse: _TypeAlias = GetModelResponse  # noqa: Y015
 
 @_typing.final
 class Label(_message.Message):
+    """One label of the model."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
     THRESHOLD_FIELD_NUMBER: _builtins.int
     FORGOTTEN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """The label's name."""
     threshold: _builtins.float
     """Probability from which on the label is decided, frozen at export. Absent
     for a single_label model.

@@ -27,32 +27,51 @@ class _JobState:
 class _JobStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     JOB_STATE_UNSPECIFIED: _JobState.ValueType  # 0
+    """Never answered."""
     JOB_STATE_QUEUED: _JobState.ValueType  # 1
+    """Waits for the jobs before it."""
     JOB_STATE_RUNNING: _JobState.ValueType  # 2
+    """A worker process trains."""
     JOB_STATE_GATING: _JobState.ValueType  # 3
+    """The result is measured on the served path."""
     JOB_STATE_ACTIVATING: _JobState.ValueType  # 4
+    """The new version serves; calls of the one before are still in flight."""
     JOB_STATE_SUCCEEDED: _JobState.ValueType  # 5
+    """The new version answers every call; of a dry run: it passed its gates."""
     JOB_STATE_REJECTED: _JobState.ValueType  # 6
     """A gate failed; the served version is untouched."""
     JOB_STATE_FAILED: _JobState.ValueType  # 7
+    """It came to no result; the served version is untouched. See `error`."""
     JOB_STATE_CANCELLED: _JobState.ValueType  # 8
+    """Stopped by CancelJob."""
 
-class JobState(_JobState, metaclass=_JobStateEnumTypeWrapper): ...
+class JobState(_JobState, metaclass=_JobStateEnumTypeWrapper):
+    """Where a job is in its life. A job that the server's stop interrupts is QUEUED again."""
 
 JOB_STATE_UNSPECIFIED: JobState.ValueType  # 0
+"""Never answered."""
 JOB_STATE_QUEUED: JobState.ValueType  # 1
+"""Waits for the jobs before it."""
 JOB_STATE_RUNNING: JobState.ValueType  # 2
+"""A worker process trains."""
 JOB_STATE_GATING: JobState.ValueType  # 3
+"""The result is measured on the served path."""
 JOB_STATE_ACTIVATING: JobState.ValueType  # 4
+"""The new version serves; calls of the one before are still in flight."""
 JOB_STATE_SUCCEEDED: JobState.ValueType  # 5
+"""The new version answers every call; of a dry run: it passed its gates."""
 JOB_STATE_REJECTED: JobState.ValueType  # 6
 """A gate failed; the served version is untouched."""
 JOB_STATE_FAILED: JobState.ValueType  # 7
+"""It came to no result; the served version is untouched. See `error`."""
 JOB_STATE_CANCELLED: JobState.ValueType  # 8
+"""Stopped by CancelJob."""
 Global___JobState: _TypeAlias = JobState  # noqa: Y015
 
 @_typing.final
 class UnlearnRequest(_message.Message):
+    """Labels to forget, and how."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     LABELS_FIELD_NUMBER: _builtins.int
@@ -75,9 +94,13 @@ class UnlearnRequest(_message.Message):
         """Labels to forget, by name."""
 
     @_builtins.property
-    def method(self) -> Global___Method: ...
+    def method(self) -> Global___Method:
+        """Settings of the training."""
+
     @_builtins.property
-    def gates(self) -> Global___GateLimits: ...
+    def gates(self) -> Global___GateLimits:
+        """What the result must meet before it may serve."""
+
     def __init__(
         self,
         *,
@@ -316,11 +339,15 @@ Global___GateLimits: _TypeAlias = GateLimits  # noqa: Y015
 
 @_typing.final
 class UnlearnResponse(_message.Message):
+    """The job that was made of a request, or that the same request made before."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def job(self) -> Global___Job: ...
+    def job(self) -> Global___Job:
+        """The job as it is now."""
+
     def __init__(
         self,
         *,
@@ -336,6 +363,8 @@ Global___UnlearnResponse: _TypeAlias = UnlearnResponse  # noqa: Y015
 
 @_typing.final
 class Job(_message.Message):
+    """One request to forget and what has become of it."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_ID_FIELD_NUMBER: _builtins.int
@@ -359,10 +388,15 @@ class Job(_message.Message):
     SWAP_SECONDS_FIELD_NUMBER: _builtins.int
     RELAXED_GATES_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
+    """Id of the job, drawn by the server."""
     request_id: _builtins.str
+    """The caller's id of the request; empty if it had none."""
     state: Global___JobState.ValueType
+    """Where it is in its life."""
     dry_run: _builtins.bool
+    """True if the served version is to be left as it is."""
     reason: _builtins.str
+    """Why, as the request said it."""
     version: _builtins.int
     """The version made; 0 if none."""
     error: _builtins.str
@@ -380,11 +414,17 @@ class Job(_message.Message):
         """Labels that the resulting version forgets: those before it, and these."""
 
     @_builtins.property
-    def method(self) -> Global___Method: ...
+    def method(self) -> Global___Method:
+        """The settings in force, presets and defaults filled in."""
+
     @_builtins.property
-    def gate_limits(self) -> Global___GateLimits: ...
+    def gate_limits(self) -> Global___GateLimits:
+        """The limits in force, defaults filled in."""
+
     @_builtins.property
-    def progress(self) -> Global___Progress: ...
+    def progress(self) -> Global___Progress:
+        """What the worker is doing; empty unless RUNNING."""
+
     @_builtins.property
     def gates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Gate]:
         """Every gate that was measured."""
@@ -394,11 +434,17 @@ class Job(_message.Message):
         """Empty until training has ended."""
 
     @_builtins.property
-    def created_at(self) -> _timestamp_pb2.Timestamp: ...
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was asked for."""
+
     @_builtins.property
-    def started_at(self) -> _timestamp_pb2.Timestamp: ...
+    def started_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was last begun; absent if it never was."""
+
     @_builtins.property
-    def finished_at(self) -> _timestamp_pb2.Timestamp: ...
+    def finished_at(self) -> _timestamp_pb2.Timestamp:
+        """When it ended; absent until then."""
+
     @_builtins.property
     def relaxed_gates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the gate limits that were looser than the defaults when the job was
@@ -439,6 +485,8 @@ Global___Job: _TypeAlias = Job  # noqa: Y015
 
 @_typing.final
 class Progress(_message.Message):
+    """Where the worker of a job is."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     STAGE_FIELD_NUMBER: _builtins.int
@@ -452,12 +500,17 @@ class Progress(_message.Message):
     stage: _builtins.str
     """What the worker is doing: loading, selecting, training, evaluating."""
     epoch: _builtins.int
+    """The pass over the forget documents under way, from 1."""
     epochs: _builtins.int
     """Those that there will be; 0 until the steps are planned."""
     step: _builtins.int
+    """Training steps done."""
     steps: _builtins.int
+    """Training steps that there will be; 0 until they are planned."""
     forget_loss: _builtins.float
+    """The forget loss of the last step."""
     utility_loss: _builtins.float
+    """The utility loss of the last step."""
     seconds_left: _builtins.float
     """Estimated; negative while unknown."""
     def __init__(
@@ -482,6 +535,8 @@ Global___Progress: _TypeAlias = Progress  # noqa: Y015
 
 @_typing.final
 class Gate(_message.Message):
+    """One condition that was measured of a candidate."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
@@ -498,8 +553,11 @@ class Gate(_message.Message):
     retain_label_drop, the one that fell most.
     """
     value: _builtins.float
+    """What was measured."""
     limit: _builtins.float
+    """The largest value that passes."""
     passed: _builtins.bool
+    """Whether it passed."""
     def __init__(
         self,
         *,
@@ -519,6 +577,8 @@ Global___Gate: _TypeAlias = Gate  # noqa: Y015
 
 @_typing.final
 class ChangeReport(_message.Message):
+    """What a job changed, and on what it was trained."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     PATCH_DIGEST_FIELD_NUMBER: _builtins.int
@@ -532,12 +592,17 @@ class ChangeReport(_message.Message):
     patch_digest: _builtins.str
     """SHA-256 of the patch file."""
     rows_changed: _builtins.int
+    """Rows of the token-embedding table that changed."""
     parameters_changed: _builtins.int
+    """Weights and biases of the classifier whose value changed."""
     parameters_changed_ratio: _builtins.float
     """Of all parameters of the classifier, 0 to 1."""
     forget_documents: _builtins.int
+    """Training documents with a label to forget."""
     retain_documents: _builtins.int
+    """Training documents without one."""
     training_seconds: _builtins.float
+    """How long the training took, in seconds."""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Word pieces whose rows changed, highest score first; ## before one that
@@ -566,10 +631,13 @@ Global___ChangeReport: _TypeAlias = ChangeReport  # noqa: Y015
 
 @_typing.final
 class WatchJobRequest(_message.Message):
+    """Names the job to watch."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_ID_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
+    """Id of the job."""
     def __init__(
         self,
         *,
@@ -585,11 +653,15 @@ Global___WatchJobRequest: _TypeAlias = WatchJobRequest  # noqa: Y015
 
 @_typing.final
 class WatchJobResponse(_message.Message):
+    """The job after a change."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def job(self) -> Global___Job: ...
+    def job(self) -> Global___Job:
+        """The job as it is now."""
+
     def __init__(
         self,
         *,
@@ -605,10 +677,13 @@ Global___WatchJobResponse: _TypeAlias = WatchJobResponse  # noqa: Y015
 
 @_typing.final
 class GetJobRequest(_message.Message):
+    """Names the job to answer."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_ID_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
+    """Id of the job."""
     def __init__(
         self,
         *,
@@ -624,11 +699,15 @@ Global___GetJobRequest: _TypeAlias = GetJobRequest  # noqa: Y015
 
 @_typing.final
 class GetJobResponse(_message.Message):
+    """The job asked for."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def job(self) -> Global___Job: ...
+    def job(self) -> Global___Job:
+        """The job as it is now."""
+
     def __init__(
         self,
         *,
@@ -644,6 +723,8 @@ Global___GetJobResponse: _TypeAlias = GetJobResponse  # noqa: Y015
 
 @_typing.final
 class ListJobsRequest(_message.Message):
+    """Asks for the newest jobs."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     LIMIT_FIELD_NUMBER: _builtins.int
@@ -664,11 +745,15 @@ Global___ListJobsRequest: _TypeAlias = ListJobsRequest  # noqa: Y015
 
 @_typing.final
 class ListJobsResponse(_message.Message):
+    """The newest jobs."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     JOBS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Job]: ...
+    def jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Job]:
+        """Newest first."""
+
     def __init__(
         self,
         *,
@@ -684,10 +769,13 @@ Global___ListJobsResponse: _TypeAlias = ListJobsResponse  # noqa: Y015
 
 @_typing.final
 class CancelJobRequest(_message.Message):
+    """Names the job to stop."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_ID_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
+    """Id of the job."""
     def __init__(
         self,
         *,
@@ -703,11 +791,15 @@ Global___CancelJobRequest: _TypeAlias = CancelJobRequest  # noqa: Y015
 
 @_typing.final
 class CancelJobResponse(_message.Message):
+    """The job that was stopped."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def job(self) -> Global___Job: ...
+    def job(self) -> Global___Job:
+        """The job, CANCELLED."""
+
     def __init__(
         self,
         *,
@@ -723,6 +815,8 @@ Global___CancelJobResponse: _TypeAlias = CancelJobResponse  # noqa: Y015
 
 @_typing.final
 class ListVersionsRequest(_message.Message):
+    """Asks for every version."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -738,6 +832,8 @@ Global___ListVersionsRequest: _TypeAlias = ListVersionsRequest  # noqa: Y015
 
 @_typing.final
 class ListVersionsResponse(_message.Message):
+    """Every version of the model."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VERSIONS_FIELD_NUMBER: _builtins.int
@@ -760,6 +856,8 @@ Global___ListVersionsResponse: _TypeAlias = ListVersionsResponse  # noqa: Y015
 
 @_typing.final
 class Version(_message.Message):
+    """The base, or the base with one patch."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
@@ -791,15 +889,21 @@ class Version(_message.Message):
     F1_FIELD_NUMBER: _builtins.int
     RELAXED_GATES_FIELD_NUMBER: _builtins.int
     version: _builtins.int
+    """Its number: 1 for the base, and only growing."""
     active: _builtins.bool
+    """True for the one that answers where none is asked for."""
     job_id: _builtins.str
     """The job that made it; empty for the base."""
     patch_digest: _builtins.str
     """SHA-256 of the patch file; empty for the base."""
     @_builtins.property
-    def forgotten(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def forgotten(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Labels that it has forgotten."""
+
     @_builtins.property
-    def created_at(self) -> _timestamp_pb2.Timestamp: ...
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was made; of the base, when the store was."""
+
     @_builtins.property
     def f1(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """F1 on the gate split by label, measured through the served path; empty
@@ -832,11 +936,14 @@ Global___Version: _TypeAlias = Version  # noqa: Y015
 
 @_typing.final
 class RollbackRequest(_message.Message):
+    """Names the earlier version to make the active one."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VERSION_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     version: _builtins.int
+    """The version, which must be older than the active one."""
     reason: _builtins.str
     """Why, for the record. Required."""
     def __init__(
@@ -855,11 +962,15 @@ Global___RollbackRequest: _TypeAlias = RollbackRequest  # noqa: Y015
 
 @_typing.final
 class RollbackResponse(_message.Message):
+    """The version that is active now."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     VERSION_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def version(self) -> Global___Version: ...
+    def version(self) -> Global___Version:
+        """The version rolled back to."""
+
     def __init__(
         self,
         *,

@@ -46,6 +46,7 @@ class UnlearningServiceStub:
     WatchJob: _grpc.UnaryStreamMultiCallable[_unlearning_pb2.WatchJobRequest, _unlearning_pb2.WatchJobResponse]
     """WatchJob streams the job at once and after each change, until it has ended."""
     GetJob: _grpc.UnaryUnaryMultiCallable[_unlearning_pb2.GetJobRequest, _unlearning_pb2.GetJobResponse]
+    """GetJob answers a job as it is now. NOT_FOUND if there is none of this id."""
     ListJobs: _grpc.UnaryUnaryMultiCallable[_unlearning_pb2.ListJobsRequest, _unlearning_pb2.ListJobsResponse]
     """ListJobs answers the newest jobs first."""
     CancelJob: _grpc.UnaryUnaryMultiCallable[_unlearning_pb2.CancelJobRequest, _unlearning_pb2.CancelJobResponse]
@@ -53,6 +54,7 @@ class UnlearningServiceStub:
     FAILED_PRECONDITION if it is too late.
     """
     ListVersions: _grpc.UnaryUnaryMultiCallable[_unlearning_pb2.ListVersionsRequest, _unlearning_pb2.ListVersionsResponse]
+    """ListVersions answers every version, oldest first."""
     Rollback: _grpc.UnaryUnaryMultiCallable[_unlearning_pb2.RollbackRequest, _unlearning_pb2.RollbackResponse]
     """Rollback makes an earlier version the active one. It is recorded with its
     reason. The answer comes when no call to the version left is in flight.
@@ -76,6 +78,7 @@ class UnlearningServiceAsyncStub(UnlearningServiceStub):
     WatchJob: _aio.UnaryStreamMultiCallable[_unlearning_pb2.WatchJobRequest, _unlearning_pb2.WatchJobResponse]  # type: ignore[assignment]
     """WatchJob streams the job at once and after each change, until it has ended."""
     GetJob: _aio.UnaryUnaryMultiCallable[_unlearning_pb2.GetJobRequest, _unlearning_pb2.GetJobResponse]  # type: ignore[assignment]
+    """GetJob answers a job as it is now. NOT_FOUND if there is none of this id."""
     ListJobs: _aio.UnaryUnaryMultiCallable[_unlearning_pb2.ListJobsRequest, _unlearning_pb2.ListJobsResponse]  # type: ignore[assignment]
     """ListJobs answers the newest jobs first."""
     CancelJob: _aio.UnaryUnaryMultiCallable[_unlearning_pb2.CancelJobRequest, _unlearning_pb2.CancelJobResponse]  # type: ignore[assignment]
@@ -83,6 +86,7 @@ class UnlearningServiceAsyncStub(UnlearningServiceStub):
     FAILED_PRECONDITION if it is too late.
     """
     ListVersions: _aio.UnaryUnaryMultiCallable[_unlearning_pb2.ListVersionsRequest, _unlearning_pb2.ListVersionsResponse]  # type: ignore[assignment]
+    """ListVersions answers every version, oldest first."""
     Rollback: _aio.UnaryUnaryMultiCallable[_unlearning_pb2.RollbackRequest, _unlearning_pb2.RollbackResponse]  # type: ignore[assignment]
     """Rollback makes an earlier version the active one. It is recorded with its
     reason. The answer comes when no call to the version left is in flight.
@@ -120,7 +124,8 @@ class UnlearningServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _unlearning_pb2.GetJobRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_unlearning_pb2.GetJobResponse, _abc.Awaitable[_unlearning_pb2.GetJobResponse]]: ...
+    ) -> _typing.Union[_unlearning_pb2.GetJobResponse, _abc.Awaitable[_unlearning_pb2.GetJobResponse]]:
+        """GetJob answers a job as it is now. NOT_FOUND if there is none of this id."""
 
     @_abc_1.abstractmethod
     def ListJobs(
@@ -145,7 +150,8 @@ class UnlearningServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _unlearning_pb2.ListVersionsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_unlearning_pb2.ListVersionsResponse, _abc.Awaitable[_unlearning_pb2.ListVersionsResponse]]: ...
+    ) -> _typing.Union[_unlearning_pb2.ListVersionsResponse, _abc.Awaitable[_unlearning_pb2.ListVersionsResponse]]:
+        """ListVersions answers every version, oldest first."""
 
     @_abc_1.abstractmethod
     def Rollback(

@@ -14,6 +14,7 @@ import click
 from amnestic_server.app import serve
 from amnestic_server.errors import StartError
 from amnestic_server.settings import DEVICES, Settings
+from amnestic_server.trace import TraceFilter
 
 EXAMPLE = """\b
 Example:
@@ -61,7 +62,9 @@ def _type(name: str, hint: Any) -> Any:
 )
 def command(log_level: str, **values: Any) -> None:
     """Serve a bundle over gRPC, ready to forget labels of the corpus while it serves."""
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s%(trace)s")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(TraceFilter())
     try:
         asyncio.run(serve(Settings(**values)))
     except (StartError, ValueError) as error:
