@@ -46,6 +46,10 @@ class Predictor:
         """Refuse new documents from now on."""
         self._draining = True
 
+    @property
+    def draining(self) -> bool:
+        return self._draining
+
     async def predict(
         self, texts: Sequence[str], snapshot: Snapshot, seconds_left: float | None
     ) -> list[DocumentScores]:

@@ -38,7 +38,7 @@ KEEPALIVE_TIMEOUT_MS = 20_000
 # answer with the first one's job. Rollback and CancelJob are not: a repetition could undo, or be refused for,
 # what the first had done.
 REPEATABLE = {
-    "amnestic.v1.PredictionService": ("Predict", "GetModel"),
+    "amnestic.v1.PredictionService": ("Predict", "GetModel", "GetStatus"),
     "amnestic.v1.UnlearningService": ("Unlearn", "WatchJob", "GetJob", "ListJobs", "ListVersions"),
 }
 RETRY_POLICY = {
