@@ -70,13 +70,18 @@ class LastMinute:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._readings = deque([(time.monotonic(), metrics.predict_calls())])
+        self._readings: deque[tuple[float, CallCounts]] = deque()
+        self.read()
 
     async def keep_reading(self) -> None:
         """Take a reading now and then; runs until it is cancelled."""
         while True:
             await asyncio.sleep(READING_SECONDS)
-            self._readings.append((time.monotonic(), self._metrics.predict_calls()))
+            self.read()
+
+    def read(self) -> None:
+        """Take one."""
+        self._readings.append((time.monotonic(), self._metrics.predict_calls()))
 
     def counts(self) -> tuple[float, CallCounts]:
         """The seconds that are looked back on, and the counts of the calls in them."""
