@@ -42,6 +42,8 @@ PARITY_CANDIDATES = 4_096
 LOGIT_DIFFERENCE_MAX = 1e-4
 
 Logits = NDArray[np.float32]
+# Told the stage, and how many documents of how many are done (0 of 0: not known).
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,6 +71,7 @@ def export(
     problem_type: ProblemType | None = None,
     overwrite: bool = False,
     warn: Callable[[str], None] = warnings.warn,
+    progress: Progress = lambda stage, done, total: None,
 ) -> Manifest:
     """Write the bundle of a BERT, DistilBERT or RoBERTa sequence classifier to `out`.
 
@@ -87,14 +90,16 @@ def export(
     _check_target(out, overwrite)
     texts = _parity_texts(corpus or corpora.SHIPPED)
     with transformers_silent():
+        progress("loading the checkpoint", 0, 0)
         source = _load(str(checkpoint), name, problem_type, warn)
+        progress("writing the bundle", 0, 0)
         model = _build(source)
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
             folder = Path(scratch) / "bundle"
             folder.mkdir()
             _write_parts(folder, source, model)
-            manifest = replace(_manifest(folder, source), parity=_parity(folder, source, texts))
+            manifest = replace(_manifest(folder, source), parity=_parity(folder, source, texts, progress))
             manifest.write(folder)
             _publish(folder, out, Path(scratch) / "replaced")
     return manifest
@@ -301,9 +306,11 @@ def _parity_texts(path: Path) -> list[str]:
     return [candidates[index] for start in range(batches) for index in chosen[start::batches]]
 
 
-def _parity(folder: Path, source: _Source, texts: Sequence[str]) -> dict[str, float]:
+def _parity(folder: Path, source: _Source, texts: Sequence[str], progress: Progress) -> dict[str, float]:
     """Compare the checkpoint with the bundle's files on `texts`; raises ExportError if they differ."""
-    expected, served = _torch_logits(source, texts), _bundle_logits(folder, source, texts)
+    total = 2 * len(texts)
+    expected = _torch_logits(source, texts, lambda done: progress("checking parity", done, total))
+    served = _bundle_logits(folder, source, texts, lambda done: progress("checking parity", len(texts) + done, total))
     difference = float(np.abs(expected - served).max())
     # Written so that a logit that is not a number fails.
     if not difference <= LOGIT_DIFFERENCE_MAX:
@@ -320,7 +327,7 @@ def _parity(folder: Path, source: _Source, texts: Sequence[str]) -> dict[str, fl
     }
 
 
-def _torch_logits(source: _Source, texts: Sequence[str]) -> Logits:
+def _torch_logits(source: _Source, texts: Sequence[str], told: Callable[[int], None]) -> Logits:
     """The checkpoint's own answer, [N, C]: its tokenizer, and its model on token ids."""
     tokenize, results = source.tokenizer, []
     for start in range(0, len(texts), PARITY_BATCH):
@@ -330,10 +337,11 @@ def _torch_logits(source: _Source, texts: Sequence[str]) -> Logits:
         with torch.inference_mode():
             logits = source.model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)).logits
         results.append(logits.numpy())
+        told(start + len(batch))
     return np.concatenate(results)
 
 
-def _bundle_logits(folder: Path, source: _Source, texts: Sequence[str]) -> Logits:
+def _bundle_logits(folder: Path, source: _Source, texts: Sequence[str], told: Callable[[int], None]) -> Logits:
     """What the bundle answers, [N, C], by its files alone: tokenizer, table, graph and head."""
     tokenizer = Tokenizer.from_file(str(folder / files.TOKENIZER))
     tokenizer.enable_truncation(source.max_tokens)
@@ -346,6 +354,7 @@ def _bundle_logits(folder: Path, source: _Source, texts: Sequence[str]) -> Logit
         ids, mask = _pad(batch, source.pad_token_id)
         (features,) = encoder.run(["features"], {"inputs_embeds": table[ids], "attention_mask": mask})
         results.append(features @ head["weight"].numpy().T + head["bias"].numpy())
+        told(start + len(batch))
     return np.concatenate(results)
 
 
