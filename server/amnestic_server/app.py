@@ -1,6 +1,7 @@
 """One serving process from start to drain: `serve` tells the whole story."""
 
 import asyncio
+import json
 import logging
 import signal
 import time
@@ -29,6 +30,7 @@ from amnestic_server.prediction import Predictor
 from amnestic_server.rpc import PredictionService, UnlearningService
 from amnestic_server.settings import Settings, available_cpus
 from amnestic_server.snapshot import BASE_VERSION, Snapshots
+from amnestic_server.status import LastMinute, StatusReport
 from amnestic_server.store import Store
 from amnestic_server.tokenizer import DocumentTokenizer
 from amnestic_server.versions import Versions, load_snapshots
@@ -43,11 +45,13 @@ SERVICES = (
     unlearning_pb2.DESCRIPTOR.services_by_name["UnlearningService"].full_name,
     open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
 )
-READY_LINE = "ready: grpc={grpc} metrics={metrics} version={version} provider={provider}{uds}"
 
 
-async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. Raises StartError if it can't start."""
+async def serve(settings: Settings, *, as_json: bool = False) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. Raises StartError if it can't start.
+
+    Once it takes calls, one line on standard output says where, `as_json` or in words.
+    """
     limit_library_threads()
     started = time.monotonic()
     async with AsyncExitStack() as stack:
@@ -98,8 +102,23 @@ async def serve(settings: Settings) -> None:
             metrics=metrics,
         )
         predictor = Predictor(batcher, bundle.manifest, settings, metrics, stats)
+        last_minute = LastMinute(metrics)
+        status = StatusReport(
+            started=started,
+            bundle=bundle,
+            engine=engine,
+            settings=settings,
+            batcher=batcher,
+            predictor=predictor,
+            snapshots=snapshots,
+            versions=versions,
+            jobs=jobs,
+            last_minute=last_minute,
+        )
+        reading = asyncio.create_task(last_minute.keep_reading())
+        stack.callback(reading.cancel)
         prediction_pb2_grpc.add_PredictionServiceServicer_to_server(
-            PredictionService(predictor, snapshots, bundle, engine, settings, metrics), server
+            PredictionService(predictor, snapshots, bundle, engine, settings, metrics, status), server
         )
         unlearning_pb2_grpc.add_UnlearningServiceServicer_to_server(UnlearningService(jobs, versions, metrics), server)
         open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
@@ -116,16 +135,16 @@ async def serve(settings: Settings) -> None:
         await listening.set_health(health, SERVICES, HealthCheckResponse.SERVING)
         metrics.ready.set(1)
         log.info("ready after %.1f s", time.monotonic() - started)
-        print(
-            READY_LINE.format(
-                grpc=targets[0],
-                metrics=f"{settings.host}:{metrics_port}",
-                version=snapshots.active.version,
-                provider=engine.provider,
-                uds=f" uds={targets[-1]}" if settings.uds else "",
-            ),
-            flush=True,
-        )
+        ready = {
+            "grpc": targets[0],
+            "metrics": f"{settings.host}:{metrics_port}",
+            "version": snapshots.active.version,
+            "provider": engine.provider,
+        }
+        if settings.uds:
+            ready["uds"] = targets[-1]
+        line = " ".join(f"{name}={value}" for name, value in ready.items())
+        print(json.dumps(ready) if as_json else f"ready: {line}", flush=True)
         await stopping.wait()
 
         log.info("draining")

@@ -40,6 +40,8 @@ PARITY_CANDIDATES = 4_096
 LOGIT_DIFFERENCE_MAX = 1e-4
 
 Logits = NDArray[np.float32]
+# Told the stage, and how many documents of how many are done (0 of 0: not known).
+Progress = Callable[[str, int, int], None]
 
 
 class ExportError(ValueError):
@@ -56,6 +58,7 @@ def export(
     revision: str | None = None,
     overwrite: bool = False,
     warn: Callable[[str], None] = warnings.warn,
+    progress: Progress = lambda stage, done, total: None,
 ) -> Manifest:
     """Write the bundle of a sequence classifier of one of the `ARCHITECTURES` to `out`.
 
@@ -71,14 +74,16 @@ def export(
     _check_target(out, overwrite)
     texts = _parity_texts(corpus or corpora.SHIPPED)
     with transformers_silent():
+        progress("loading the checkpoint", 0, 0)
         source = load(str(checkpoint), revision, name, given, warn)
+        progress("writing the bundle", 0, 0)
         model = _build(source)
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
             folder = Path(scratch) / "bundle"
             folder.mkdir()
             _write_parts(folder, source, model)
-            manifest = replace(_manifest(folder, source), parity=_parity(folder, source, texts))
+            manifest = replace(_manifest(folder, source), parity=_parity(folder, source, texts, progress))
             manifest.write(folder)
             _publish(folder, out, Path(scratch) / "replaced")
     return manifest
@@ -181,9 +186,13 @@ def _parity_texts(path: Path) -> list[str]:
     return [candidates[index] for start in range(batches) for index in chosen[start::batches]]
 
 
-def _parity(folder: Path, source: Source, texts: Sequence[str]) -> dict[str, float]:
+def _parity(folder: Path, source: Source, texts: Sequence[str], progress: Progress) -> dict[str, float]:
     """Compare the checkpoint with the bundle's files on `texts`; raises ExportError if they differ."""
-    expected, served = _torch_logits(source, texts), _bundle_logits(folder, source, texts)
+    # Either half is as many windows.
+    expected = _torch_logits(source, texts, lambda done, rows: progress("checking parity", done, 2 * rows))
+    served = _bundle_logits(
+        folder, source, texts, lambda done, rows: progress("checking parity", rows + done, 2 * rows)
+    )
     difference = float(np.abs(expected - served).max())
     # Written so that a logit that is not a number fails.
     if not difference <= LOGIT_DIFFERENCE_MAX:
@@ -200,7 +209,7 @@ def _parity(folder: Path, source: Source, texts: Sequence[str]) -> dict[str, flo
     }
 
 
-def _torch_logits(source: Source, texts: Sequence[str]) -> Logits:
+def _torch_logits(source: Source, texts: Sequence[str], told: Callable[[int, int], None]) -> Logits:
     """The checkpoint's own answer, [N, C]: its tokenizer, and its model on token ids."""
     reading = source.reading
     # Of windows transformers gives a row each, in order, and the number of its text.
@@ -221,10 +230,10 @@ def _torch_logits(source: Source, texts: Sequence[str]) -> Logits:
         answered: Logits = logits.numpy()
         return answered
 
-    return _pooled_logits(source, [ids[: reading.max_windows] for ids in windows], run)
+    return _pooled_logits(source, [ids[: reading.max_windows] for ids in windows], run, told)
 
 
-def _bundle_logits(folder: Path, source: Source, texts: Sequence[str]) -> Logits:
+def _bundle_logits(folder: Path, source: Source, texts: Sequence[str], told: Callable[[int, int], None]) -> Logits:
     """What the bundle answers, [N, C], by its files alone: tokenizer, table, graph and head."""
     tokenizer = source.reading.set_up(Tokenizer.from_file(str(folder / files.TOKENIZER)))
     table = load_file(folder / files.EMBEDDINGS)["weight"].numpy()
@@ -237,20 +246,24 @@ def _bundle_logits(folder: Path, source: Source, texts: Sequence[str]) -> Logits
         return answered
 
     windows = [source.reading.windows(encoding)[0] for encoding in tokenizer.encode_batch(list(texts))]
-    return _pooled_logits(source, windows, run)
+    return _pooled_logits(source, windows, run, told)
 
 
 def _pooled_logits(
     source: Source,
     documents: Sequence[Sequence[Sequence[int]]],
     run: Callable[[NDArray[np.int64], NDArray[np.int64]], Logits],
+    told: Callable[[int, int], None],
 ) -> Logits:
     """[N, C] of documents in windows of token ids; `run` takes ids and mask of a batch of windows."""
     rows = [ids for windows in documents for ids in windows]
-    batches = [rows[start : start + PARITY_BATCH] for start in range(0, len(rows), PARITY_BATCH)]
-    logits = np.concatenate([run(*_pad(batch, source.pad_token_id)) for batch in batches])
+    answers = []
+    for start in range(0, len(rows), PARITY_BATCH):
+        batch = rows[start : start + PARITY_BATCH]
+        answers.append(run(*_pad(batch, source.pad_token_id)))
+        told(start + len(batch), len(rows))
     ends = np.cumsum([len(windows) for windows in documents])
-    return np.stack([pool(part, source.reading.pooling) for part in np.split(logits, ends[:-1])])
+    return np.stack([pool(part, source.reading.pooling) for part in np.split(np.concatenate(answers), ends[:-1])])
 
 
 def _pad(encoded: Sequence[Sequence[int]], pad_token_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

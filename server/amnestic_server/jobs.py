@@ -151,6 +151,16 @@ class Jobs:
         """The newest first."""
         return [self._view(record) for record in await asyncio.to_thread(self._store.jobs, limit)]
 
+    async def glance(self) -> tuple[JobView | None, JobView | None, int]:
+        """The job that runs, the one that ended last, and how many wait."""
+        running = None if self._running is None else await self.get(self._running.job_id)
+        last = await asyncio.to_thread(self._store.last_ended_job)
+        return (
+            None if running is None or running.record.state.ended else running,
+            None if last is None else self._view(last),
+            len(self._queue),
+        )
+
     async def watch(self, job_id: str) -> AsyncIterator[JobView]:
         """The job at once and after each change, until it has ended; raises DrainingError if the server stops."""
         shown = None

@@ -2,7 +2,9 @@
 job states, and the model's labels.
 """
 
+from collections import Counter as Counts
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 
 from prometheus_client import (
     CollectorRegistry,
@@ -25,6 +27,40 @@ SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 WINDOW_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256)
 TOKEN_BUCKETS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384)
 JOB_BUCKETS = (1, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21_600)
+# The methods that predict, as they are named in the metrics.
+PREDICT_METHODS = ("Predict",)
+
+
+@dataclass(frozen=True, slots=True)
+class CallCounts:
+    """Calls that predict: all, their documents answered, and of those answered how many took at most so many seconds.
+
+    `within` holds cumulative counts by the upper bound of each bucket, the last one infinite.
+    """
+
+    calls: int
+    documents: int
+    within: Mapping[float, int]
+
+    def __sub__(self, before: "CallCounts") -> "CallCounts":
+        within = {bound: count - before.within.get(bound, 0) for bound, count in self.within.items()}
+        return CallCounts(self.calls - before.calls, self.documents - before.documents, within)
+
+    @property
+    def answered(self) -> int:
+        return max(self.within.values(), default=0)
+
+    def percentile(self, share: float) -> float | None:
+        """Seconds that this share of the answered calls took at most, as Prometheus interpolates it; None without any.
+
+        Beyond the last finite bound it is that bound.
+        """
+        wanted, lower, below = share * self.answered, 0.0, 0
+        for bound, count in sorted(self.within.items()):
+            if count >= wanted and count > below:
+                return lower if bound == float("inf") else lower + (bound - lower) * (wanted - below) / (count - below)
+            lower, below = bound, count
+        return None
 
 
 class Metrics:
@@ -150,6 +186,20 @@ class Metrics:
             gauge.clear()
             for label, value in values.items():
                 gauge.labels(label).set(value)
+
+    def predict_calls(self) -> CallCounts:
+        """How many calls predicted since the start, and how long they took."""
+        calls, within = 0, Counts[float]()
+        for family in self.request_seconds.collect():
+            for sample in family.samples:
+                if sample.labels["method"] not in PREDICT_METHODS:
+                    continue
+                if sample.name.endswith("_count"):
+                    calls += int(sample.value)
+                elif sample.name.endswith("_bucket") and sample.labels["code"] == "OK":
+                    within[float(sample.labels["le"])] += int(sample.value)
+        documents = next(sample.value for family in self.documents.collect() for sample in family.samples)
+        return CallCounts(calls, int(documents), within)
 
     def show_jobs(self, counts: dict[JobState, int]) -> None:
         for state in JobState:

@@ -20,6 +20,7 @@ from amnestic_server.prediction import DocumentScores, Predictor
 from amnestic_server.request import UnlearnRequest
 from amnestic_server.settings import Settings
 from amnestic_server.snapshot import Snapshot, Snapshots
+from amnestic_server.status import Status, StatusReport
 from amnestic_server.store import JobState, VersionRecord
 from amnestic_server.versions import Versions
 from amnestic_unlearn.manifest import ENCODER_ONNX, Manifest
@@ -39,8 +40,10 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):
         engine: Engine,
         settings: Settings,
         metrics: Metrics,
+        status: StatusReport,
     ) -> None:
         self.metrics = metrics
+        self._status = status
         self._predictor = predictor
         self._snapshots = snapshots
         self._bundle = bundle
@@ -87,6 +90,10 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):
             max_windows=manifest.max_windows,
             pooling=manifest.pooling.value,
         )
+
+    @unary
+    async def GetStatus(self, request: prediction.GetStatusRequest, context: Context) -> prediction.GetStatusResponse:  # noqa: N802
+        return _status(await self._status.now())
 
 
 class UnlearningService(unlearning_pb2_grpc.UnlearningServiceServicer):
@@ -183,6 +190,43 @@ def _prediction(
         truncated=scores.truncated,
         features=scores.features.tolist() if include_features else (),
         windows=scores.windows,
+    )
+
+
+def _status(status: Status) -> prediction.GetStatusResponse:
+    return prediction.GetStatusResponse(
+        server_version=status.server_version,
+        state=prediction.SERVER_STATE_DRAINING if status.draining else prediction.SERVER_STATE_SERVING,
+        uptime_seconds=status.uptime_seconds,
+        model=status.model,
+        architecture=status.architecture,
+        precision=status.precision,
+        provider=status.provider,
+        active_version=status.active_version,
+        forgotten=status.forgotten,
+        forget_f1=status.forget_f1,
+        retain_f1=status.retain_f1,
+        load=prediction.Load(**asdict(status.load)),
+        queued_jobs=status.queued_jobs,
+        running_job=_summary(status.running_job),
+        last_job=_summary(status.last_job),
+    )
+
+
+def _summary(view: JobView | None) -> prediction.JobSummary | None:
+    if view is None:
+        return None
+    record = view.record
+    return prediction.JobSummary(
+        job_id=record.job_id,
+        state=_STATES[record.state],
+        labels=view.request.labels,
+        dry_run=view.request.dry_run,
+        progress=unlearning.Progress(**asdict(view.progress)),
+        version=record.version or 0,
+        error=record.error,
+        started_at=_timestamp(record.started_at),
+        finished_at=_timestamp(record.finished_at),
     )
 
 

@@ -194,6 +194,13 @@ class Store:
         with self._transaction() as db:
             return [_job(row) for row in db.execute("SELECT * FROM jobs ORDER BY seq DESC LIMIT ?", (limit,))]
 
+    def last_ended_job(self) -> JobRecord | None:
+        with self._transaction() as db:
+            row = db.execute(
+                "SELECT * FROM jobs WHERE finished_at IS NOT NULL ORDER BY finished_at DESC LIMIT 1"
+            ).fetchone()
+        return None if row is None else _job(row)
+
     def unfinished_jobs(self) -> list[JobRecord]:
         """The oldest first."""
         ended = [state for state in JobState if state.ended]

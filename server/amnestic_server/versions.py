@@ -65,6 +65,11 @@ class Versions:
     def active(self) -> int:
         return self._snapshots.active.version
 
+    @property
+    def f1_of_active(self) -> dict[str, float]:
+        """By label, through the served path; empty until it has been measured."""
+        return self._figures.get(self.active, Figures()).f1
+
     async def records(self) -> list[tuple[VersionRecord, dict[str, float]]]:
         """Every version, oldest first, with its F1 by label where it has been measured since the start."""
         records = await asyncio.to_thread(self._store.versions)

@@ -9,10 +9,12 @@ from typing import Any
 
 import grpc
 import pytest
+from click.testing import CliRunner, Result
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from amnestic.v1 import prediction_pb2, prediction_pb2_grpc, unlearning_pb2, unlearning_pb2_grpc
-from amnestic_client import AsyncClient, Client
+from amnestic_client import AsyncClient, Client, settings
+from amnestic_server.cli import group
 
 SERVICES = (
     prediction_pb2.DESCRIPTOR.services_by_name["PredictionService"],
@@ -185,3 +187,67 @@ def prediction() -> prediction_pb2.PredictResponse:
             prediction_pb2.Prediction(scores=scores, tokens=128, truncated=True),
         ],
     )
+
+
+@pytest.fixture
+def run(server: FakeServer) -> Callable[..., Result]:
+    """Runs `amnestic ARGUMENTS` against the fake server."""
+
+    def invoke(*arguments: str, stdin: str | bytes | None = None, **variables: str) -> Result:
+        environment = {"AMNESTIC_SERVER": server.target, "TZ": "UTC", **variables}
+        return CliRunner().invoke(group, arguments, input=stdin, env=environment)
+
+    return invoke
+
+
+@pytest.fixture
+def status() -> prediction_pb2.GetStatusResponse:
+    """A server with every fact set: version 3 has forgotten one label, one job runs, two wait, one has ended."""
+    message = prediction_pb2.GetStatusResponse(
+        server_version="1.2.3",
+        state=prediction_pb2.SERVER_STATE_SERVING,
+        uptime_seconds=3_725.0,
+        model="icu",
+        architecture="bert",
+        precision="fp32",
+        provider="CPUExecutionProvider",
+        active_version=3,
+        forgotten=["endocrine"],
+        forget_f1={"endocrine": 0.0},
+        retain_f1={"renal": 0.75, "cardiac": 0.5},
+        load=prediction_pb2.Load(
+            open_documents=7,
+            max_open_documents=1_024,
+            queued_documents=4,
+            queued_tokens=512,
+            max_queued_tokens=262_144,
+            window_seconds=60.0,
+            calls=600,
+            failed_calls=3,
+            documents=1_200,
+            p50_seconds=0.0125,
+            p99_seconds=0.25,
+        ),
+        queued_jobs=2,
+        running_job=prediction_pb2.JobSummary(
+            job_id="b" * 32,
+            state=unlearning_pb2.JOB_STATE_RUNNING,
+            labels=["renal"],
+            progress=unlearning_pb2.Progress(
+                stage="training", epoch=2, epochs=5, step=40, steps=100, seconds_left=75.0
+            ),
+        ),
+        last_job=prediction_pb2.JobSummary(
+            job_id="a" * 32, state=unlearning_pb2.JOB_STATE_SUCCEEDED, labels=["endocrine"], version=3
+        ),
+    )
+    message.last_job.finished_at.FromJsonString("2026-03-01T12:00:20Z")
+    return message
+
+
+@pytest.fixture
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gRPC's own retries wait less than published, so that a test need not."""
+    for method in settings.SERVICE_CONFIG["methodConfig"]:
+        if "retryPolicy" in method:
+            monkeypatch.setitem(method["retryPolicy"], "maxBackoff", "0.1s")

@@ -72,18 +72,17 @@ def test_the_client_carries_its_types(run: Run) -> None:
 
 def test_the_commands_of_the_client_work(run: Run) -> None:
     listed = run("amnestic", "--help").stdout
-    for command in ("predict", "unlearn", "jobs", "versions", "rollback"):
+    for command in ("status", "predict", "unlearn", "jobs", "versions", "rollback", "completion"):
         assert f"\n  {command} " in listed
         assert run("amnestic", command, "--help").stdout.startswith(f"Usage: amnestic {command} ")
     failed = run("amnestic", "versions", "--server", "127.0.0.1:9", check=False)
-    assert (failed.returncode, failed.stdout) == (1, "")
+    assert (failed.returncode, failed.stdout) == (6, "")
     assert failed.stderr.startswith("Error: no server is ready at 127.0.0.1:9 ")
 
 
-@pytest.mark.parametrize("command", ["serve"])
+@pytest.mark.parametrize("command", ["serve --bundle bundle --store store", "train --out checkpoint"])
 def test_what_needs_an_extra_says_which(run: Run, command: str) -> None:
-    failed = run("amnestic", command, check=False)
+    failed = run("amnestic", *command.split(), check=False)
     assert failed.returncode == 1
-    assert re.fullmatch(
-        rf"Error: `amnestic {command}` needs \w+: install amnestic\[cpu\] or amnestic\[gpu\]\n", failed.stderr
-    )
+    needs = rf"Error: `amnestic {command.split()[0]}` needs \w+: install amnestic\[cpu\] or amnestic\[gpu\]\n"
+    assert re.fullmatch(needs, failed.stderr)

@@ -16,8 +16,10 @@ from amnestic_client import (
     JobState,
     Label,
     LabelScore,
+    Load,
     Method,
     Progress,
+    ServerState,
     Version,
 )
 
@@ -118,6 +120,26 @@ def test_what_a_young_job_lacks_is_none(call: Call, server: Any) -> None:
     absent = (first.progress, first.change, first.version, first.error, first.created_at, first.finished_at)
     assert absent == (None,) * 6
     assert second.progress.seconds_left is None
+
+
+def test_status_is_read_in_full(call: Call, server: Any, status: Any) -> None:
+    server.script("GetStatus", status)
+    found = call("status")
+    assert (found.server_version, found.state, found.uptime_seconds) == ("1.2.3", ServerState.SERVING, 3_725.0)
+    assert (found.active_version, found.forgotten) == (3, ("endocrine",))
+    assert (found.forget_f1, found.retain_f1) == ({"endocrine": 0.0}, {"renal": 0.75, "cardiac": 0.5})
+    assert found.load == Load(7, 1_024, 4, 512, 262_144, 60.0, 600, 3, 1_200, 0.0125, 0.25)
+    assert found.running_job.state is JobState.RUNNING
+    assert (found.running_job.progress.seconds_left, found.running_job.version) == (75.0, None)
+    assert (found.last_job.version, found.last_job.error, found.last_job.started_at) == (3, None, None)
+    assert found.last_job.finished_at == datetime(2026, 3, 1, 12, 0, 20, tzinfo=UTC)
+
+
+def test_what_a_young_server_cannot_tell_is_none(call: Call, server: Any) -> None:
+    server.script("GetStatus", prediction_pb2.GetStatusResponse(state=7))  # type: ignore[arg-type]
+    found = call("status")
+    assert (found.state, found.running_job, found.last_job) == (ServerState.UNSPECIFIED, None, None)
+    assert (found.load.calls, found.load.p50_seconds, found.load.p99_seconds) == (0, None, None)
 
 
 @pytest.mark.parametrize(

@@ -70,9 +70,8 @@ def tokens(answers: Any) -> list[int]:
 
 
 @pytest.fixture(autouse=True)
-def model(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def model(server: Any, quick_retries: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "FULL_FIRST_PAUSE", 0.02)
-    monkeypatch.setitem(settings.RETRY_POLICY, "maxBackoff", "0.1s")
     server.script("GetModel", MODEL)
     server.script("Predict", echo)
 

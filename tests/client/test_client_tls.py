@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from tls import SERVER_NAME, Certificate, issue, tls_front
 
 from amnestic.v1 import prediction_pb2, unlearning_pb2
-from amnestic_client import AsyncClient, Client, Tls, TlsError, Unavailable, settings
+from amnestic_client import AsyncClient, Client, Tls, TlsError, Unavailable
 from amnestic_server.cli import group
 
 SECRET = b"-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----\n"
@@ -23,15 +23,13 @@ def authority() -> Certificate:
     return issue("authority")
 
 
+pytestmark = pytest.mark.usefixtures("quick_retries")
+
+
 @pytest.fixture(scope="module")
 def own(authority: Certificate) -> Certificate:
     """The client's certificate."""
     return issue("client", authority)
-
-
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(settings.RETRY_POLICY, "maxBackoff", "0.1s")
 
 
 @pytest.fixture

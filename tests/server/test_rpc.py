@@ -75,7 +75,7 @@ async def serving() -> AsyncIterator[Any]:
     parts.bundle = SimpleNamespace(manifest=SimpleNamespace(labels=(), thresholds=()))
     server = grpc.aio.server()
     prediction_pb2_grpc.add_PredictionServiceServicer_to_server(
-        PredictionService(parts.predictor, parts.snapshots, parts.bundle, None, None, parts.metrics),  # type: ignore[arg-type]
+        PredictionService(parts.predictor, parts.snapshots, parts.bundle, None, None, parts.metrics, None),  # type: ignore[arg-type]
         server,
     )
     unlearning_pb2_grpc.add_UnlearningServiceServicer_to_server(

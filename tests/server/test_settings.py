@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from amnestic_server import app
 from amnestic_server import settings as settings_module
 from amnestic_server.cli import serve as serve_command
 from amnestic_server.settings import Settings, available_cpus
@@ -20,11 +21,12 @@ def taken(monkeypatch):
     """The settings that `amnestic serve` would serve with."""
     runner = CliRunner()
 
-    async def keep(settings):
+    async def keep(settings, *, as_json):
+        assert not as_json
         found.append(settings)
 
     def run(*arguments, **variables):
-        monkeypatch.setattr(serve_command, "serve", keep)
+        monkeypatch.setattr(app, "serve", keep)
         outcome = runner.invoke(serve_command.command, arguments, env=variables)
         assert outcome.exit_code == 0, outcome.output
         return found.pop()

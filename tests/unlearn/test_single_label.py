@@ -36,7 +36,7 @@ def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(corpus_file: Path) -> tuple[Path, TrainReport]:
     out = corpus_file.parent / "checkpoint"
-    return out, train(corpus_file, out, settings=FAST, problem_type=SINGLE, quiet=True)
+    return out, train(corpus_file, out, settings=FAST, problem_type=SINGLE)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_the_loss_that_is_reported_is_the_cross_entropy(corpus_file: Path, tmp_p
     still = TrainSettings(
         epochs=1, batch_size=4096, learning_rate=1e-30, max_tokens=64, threads=1, device="cpu", shape=TINY
     )
-    report = train(corpus_file, tmp_path / "out", settings=still, problem_type=SINGLE, quiet=True)
+    report = train(corpus_file, tmp_path / "out", settings=still, problem_type=SINGLE)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     losses = []
@@ -90,7 +90,7 @@ def test_the_loss_that_is_reported_is_the_cross_entropy(corpus_file: Path, tmp_p
 def test_thresholds_of_the_checkpoint_it_starts_from_are_dropped(checkpoint: Path, corpus_file: Path, tmp_path: Path):
     settings = TrainSettings(epochs=1, max_tokens=64, threads=1, device="cpu")
     assert json.loads((checkpoint / "config.json").read_text())["amnestic_thresholds"]
-    train(corpus_file, tmp_path / "out", checkpoint=str(checkpoint), settings=settings, problem_type=SINGLE, quiet=True)
+    train(corpus_file, tmp_path / "out", checkpoint=str(checkpoint), settings=settings, problem_type=SINGLE)
     assert "amnestic_thresholds" not in json.loads((tmp_path / "out" / "config.json").read_text())
 
 

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import random
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -56,7 +57,7 @@ def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(corpus_file: Path) -> tuple[Path, training.TrainReport]:
     out = corpus_file.parent / "checkpoint"
-    return out, train(corpus_file, out, settings=FAST, quiet=True)
+    return out, train(corpus_file, out, settings=FAST)
 
 
 def test_it_learns_and_reports_on_the_test_split(trained: tuple[Path, training.TrainReport]) -> None:
@@ -70,12 +71,12 @@ def test_it_learns_and_reports_on_the_test_split(trained: tuple[Path, training.T
 
 def test_mixed_precision_learns_as_well_and_keeps_float32_weights(corpus_file: Path, tmp_path: Path) -> None:
     settings = replace(FAST, precision="bf16")
-    report = train(corpus_file, tmp_path / "bf16", settings=settings, quiet=True)
+    report = train(corpus_file, tmp_path / "bf16", settings=settings)
     assert report.macro_f1 > 0.9
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "bf16")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     # It was used: rounding to 8 bits leaves other weights than float32.
-    full = train(corpus_file, tmp_path / "fp32", settings=FAST, quiet=True)
+    full = train(corpus_file, tmp_path / "fp32", settings=FAST)
     assert full.loss != report.loss
 
 
@@ -117,9 +118,9 @@ def test_the_same_seed_gives_the_same_checkpoint(
     trained: tuple[Path, training.TrainReport], corpus_file: Path, tmp_path: Path
 ) -> None:
     state = torch.get_rng_state()
-    again = train(corpus_file, tmp_path / "again", settings=FAST, quiet=True)
+    again = train(corpus_file, tmp_path / "again", settings=FAST)
     assert torch.equal(torch.get_rng_state(), state), "the caller's generator is left as it was"
-    train(corpus_file, tmp_path / "other", settings=replace(FAST, seed=1), quiet=True)
+    train(corpus_file, tmp_path / "other", settings=replace(FAST, seed=1))
     for name in ("model.safetensors", "tokenizer.json"):
         assert file_digest(tmp_path / "again" / name) == file_digest(trained[0] / name)
     assert file_digest(tmp_path / "other/model.safetensors") != file_digest(trained[0] / "model.safetensors")
@@ -132,7 +133,7 @@ def test_test_and_probe_documents_leave_no_trace(trained: tuple[Path, training.T
         replace(document, text="zzz") if document.split in ("test", "probe") else document for document in documents()
     ]
     corpus.write(hidden, path)
-    train(path, tmp_path / "out", settings=FAST, quiet=True)
+    train(path, tmp_path / "out", settings=FAST)
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
         assert file_digest(tmp_path / "out" / name) == file_digest(trained[0] / name)
 
@@ -144,7 +145,7 @@ def test_thresholds_are_the_best_on_the_gate_split(trained: tuple[Path, training
         for document in documents()
     ]
     corpus.write(inverted, path)
-    report = train(path, tmp_path / "out", settings=FAST, quiet=True)
+    report = train(path, tmp_path / "out", settings=FAST)
     assert file_digest(tmp_path / "out/model.safetensors") == file_digest(trained[0] / "model.safetensors")
     assert max(report.thresholds) < min(trained[1].thresholds), "labels turned round: best is to decide for all"
 
@@ -166,8 +167,8 @@ def pretrained(folder: Path, name: str, **settings: Any) -> Path:
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
 def test_a_checkpoint_is_fine_tuned(corpus_file: Path, tmp_path: Path, name: str) -> None:
     source = pretrained(tmp_path / "source", name)
-    settings = dataclasses.replace(FAST, epochs=20)
-    report = train(corpus_file, tmp_path / "out", checkpoint=str(source), settings=settings, quiet=True)
+    settings = dataclasses.replace(FAST, epochs=30)
+    report = train(corpus_file, tmp_path / "out", checkpoint=str(source), settings=settings)
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["model_type"] == name
     assert config["id2label"] == {str(index): label for index, label in enumerate(LABELS)}
@@ -265,7 +266,9 @@ def test_the_command_trains_and_says_how_it_goes(corpus_file: Path, tmp_path: Pa
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert set(json.loads(done.stdout)["f1"]) == set(LABELS)
-    assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["epoch 1/2", "epoch 2/2"]
+    told = [line.split(":")[0] for line in done.stderr.splitlines()]
+    assert sorted(set(told), key=told.index) == ["preparing", "epoch 1/2", "epoch 2/2", "measuring"]
+    assert re.search(r"^epoch 2/2: \d+%,(?: 0:\d\d left,)? loss \d\.\d{3}\b", done.stderr, re.MULTILINE)
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 

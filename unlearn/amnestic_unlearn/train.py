@@ -9,9 +9,8 @@ decides for its likeliest label, so it has no thresholds. Making a bundle of it 
 """
 
 import math
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
-from tqdm import tqdm
 
 from amnestic_unlearn import checkpoint as checkpoints
 from amnestic_unlearn import corpus, measures
@@ -33,6 +31,9 @@ from amnestic_unlearn.windows import Pooling, Reading, Tokens, Windows, token_co
 
 # Batches are cut from blocks of this many batches, sorted by length: little padding, yet a random order.
 _BLOCK = 16
+
+# Told the stage, how much of how much is done (0 of 0: not known), and a figure of it.
+Progress = Callable[[str, int, int, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +76,14 @@ def train(
     revision: str | None = None,
     settings: TrainSettings | None = None,
     problem_type: ProblemType = ProblemType.MULTI_LABEL,
-    quiet: bool = False,
+    progress: Progress = lambda stage, done, total, detail: None,
 ) -> TrainReport:
     """Train on a corpus and save the checkpoint to `out`, a new or empty directory, whole or not at all.
 
-    `checkpoint` is a local directory, or a hub id at `revision`; None trains from scratch.
-    Progress goes to standard error: a bar on a terminal, else a line an epoch; `quiet` silences it. Loss: mean
-    binary cross-entropy over documents and labels, or if single-label the mean cross-entropy of the softmax over
-    documents. Raises TrainError, CheckpointError as `pretrained.read` does and CorpusError as `corpus.read` does.
+    `checkpoint` is a local directory, or a hub id at `revision`; None trains from scratch. `progress` is told of every
+    step, over all epochs. Loss: mean binary cross-entropy over documents and labels, or if single-label the mean
+    cross-entropy of the softmax over documents. Raises TrainError, CheckpointError as `pretrained.read` does and
+    CorpusError as `corpus.read` does.
     """
     begin = time.monotonic()
     settings = settings or TrainSettings()
@@ -92,6 +93,7 @@ def train(
     if settings.threads:
         torch.set_num_threads(settings.threads)
     documents, labels = _load(corpus_path, problem_type)
+    progress("preparing", 0, 0, "")
     with torch.random.fork_rng(), checkpoints.transformers_silent():
         torch.manual_seed(settings.seed)
         tokenizer, model = _initial(checkpoint, revision, documents["train"], labels, settings, problem_type)
@@ -102,7 +104,8 @@ def train(
         encoded = {
             split: _encode(tokenizer, part, labels, settings.reading, problem_type) for split, part in documents.items()
         }
-        loss = _fit(model, encoded["train"], settings, _rate(checkpoint, settings), quiet)
+        loss = _fit(model, encoded["train"], settings, _rate(checkpoint, settings), progress)
+        progress("measuring", 0, 0, "")
         thresholds = _thresholds(model, encoded["gate"])
         decided = measures.decide(_logits(model, encoded["test"]), np.array(thresholds), problem_type)
         checkpoints.save(model, tokenizer, thresholds, settings.reading, out)
@@ -191,30 +194,25 @@ def _encode(
     )
 
 
-def _fit(model: Any, data: _Encoded, settings: TrainSettings, rate: float, quiet: bool) -> float:
+def _fit(model: Any, data: _Encoded, settings: TrainSettings, rate: float, progress: Progress) -> float:
     """Run every epoch; returns the mean loss of the last."""
     steps = settings.epochs * math.ceil(len(data.documents) / settings.batch_size)
     optimizer = torch.optim.AdamW(_parameter_groups(model, settings.weight_decay), lr=rate, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _linear(steps, round(steps * settings.warmup)))
     generator = torch.Generator().manual_seed(settings.seed)
-    on_terminal = sys.stderr.isatty()
-    loss = math.nan
+    loss, step = math.nan, 0
     model.train()
-    with tqdm(total=steps, unit="step", disable=quiet or not on_terminal) as bar:
-        for epoch in range(1, settings.epochs + 1):
-            losses = []
-            bar.set_description(f"epoch {epoch}/{settings.epochs}")
-            for rows in _batches(data, settings.batch_size, generator):
-                with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-                    batch_loss = _loss(_answer(model, data, rows), data, rows)
-                losses.append(_step(model, batch_loss, optimizer, schedule))
-                bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
-                bar.update()
-            loss = sum(losses) / len(losses)
-            if not math.isfinite(loss):
-                raise TrainError("the loss is not finite: the learning rate is too large")
-            if not quiet and not on_terminal:
-                print(f"epoch {epoch}/{settings.epochs}: loss {loss:.4f}", file=sys.stderr, flush=True)
+    for epoch in range(1, settings.epochs + 1):
+        losses = []
+        for rows in _batches(data, settings.batch_size, generator):
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+                batch_loss = _loss(_answer(model, data, rows), data, rows)
+            losses.append(_step(model, batch_loss, optimizer, schedule))
+            step += 1
+            progress(f"epoch {epoch}/{settings.epochs}", step, steps, f"loss {losses[-1]:.3f}")
+        loss = sum(losses) / len(losses)
+        if not math.isfinite(loss):
+            raise TrainError("the loss is not finite: the learning rate is too large")
     return loss
 
 

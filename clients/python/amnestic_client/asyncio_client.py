@@ -15,7 +15,7 @@ from grpc import aio
 
 from amnestic_client import calls, errors, many, metadata, settings
 from amnestic_client.tls import Tls, explained
-from amnestic_client.types import Answer, GateLimits, Job, Method, Model, PredictResult, Version
+from amnestic_client.types import Answer, GateLimits, Job, Method, Model, PredictResult, Status, Version
 
 Result = TypeVar("Result")
 
@@ -118,6 +118,10 @@ class AsyncClient:
     async def get_model(self, *, timeout: float | None = None) -> Model:
         """Describe the model being served, with its labels and limits."""
         return await self._run(calls.get_model(), timeout)
+
+    async def status(self, *, timeout: float | None = None) -> Status:
+        """How the server is: what serves and how well, the load of the last minute, and the jobs."""
+        return await self._run(calls.status(), timeout)
 
     async def unlearn(
         self,

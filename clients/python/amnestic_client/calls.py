@@ -55,6 +55,15 @@ def get_model() -> Call[types.Model]:
     )
 
 
+def status() -> Call[types.Status]:
+    return _call(
+        _PREDICTION,
+        "GetStatus",
+        prediction_pb2.GetStatusRequest(),
+        convert.status,
+    )
+
+
 def unlearn(
     labels: str | Sequence[str],
     request_id: str | None,

@@ -17,6 +17,7 @@ from amnestic_client import types
 from amnestic_client.errors import InvalidArgument
 
 T = TypeVar("T")
+State = TypeVar("State", types.JobState, types.ServerState)
 AboutJob = TypeVar(
     "AboutJob", unlearning_pb2.WatchJobRequest, unlearning_pb2.GetJobRequest, unlearning_pb2.CancelJobRequest
 )
@@ -90,11 +91,25 @@ def model(response: prediction_pb2.GetModelResponse) -> types.Model:
     )
 
 
+def status(response: prediction_pb2.GetStatusResponse) -> types.Status:
+    return _record(
+        types.Status,
+        response,
+        state=_state(prediction_pb2.ServerState, response.state, types.ServerState),
+        forgotten=tuple(response.forgotten),
+        forget_f1=dict(response.forget_f1),
+        retain_f1=dict(response.retain_f1),
+        load=_load(response.load),
+        running_job=_summary(response.running_job) if response.HasField("running_job") else None,
+        last_job=_summary(response.last_job) if response.HasField("last_job") else None,
+    )
+
+
 def job(message: unlearning_pb2.Job) -> types.Job:
     return _record(
         types.Job,
         message,
-        state=_state(message.state),
+        state=_state(unlearning_pb2.JobState, message.state, types.JobState),
         labels=tuple(message.labels),
         forgotten=tuple(message.forgotten),
         method=_optionals(types.Method, message.method),
@@ -151,12 +166,37 @@ def _change(message: unlearning_pb2.ChangeReport) -> types.ChangeReport:
     return _record(types.ChangeReport, message, tokens=tuple(message.tokens))
 
 
-def _state(value: int) -> types.JobState:
+def _load(message: prediction_pb2.Load) -> types.Load:
+    timed = message.HasField("p50_seconds")
+    return _record(
+        types.Load,
+        message,
+        p50_seconds=message.p50_seconds if timed else None,
+        p99_seconds=message.p99_seconds if timed else None,
+    )
+
+
+def _summary(message: prediction_pb2.JobSummary) -> types.JobSummary:
+    return _record(
+        types.JobSummary,
+        message,
+        state=_state(unlearning_pb2.JobState, message.state, types.JobState),
+        labels=tuple(message.labels),
+        progress=_progress(message.progress) if message.HasField("progress") else None,
+        version=message.version or None,
+        error=message.error or None,
+        started_at=_time(message, "started_at"),
+        finished_at=_time(message, "finished_at"),
+    )
+
+
+def _state(wire: Any, value: int, kind: type[State]) -> State:
+    """A state by its name; UNSPECIFIED for one that is newer than this client."""
+    prefix = wire.Name(0).removesuffix("UNSPECIFIED")
     try:
-        name = unlearning_pb2.JobState.Name(value)  # type: ignore[arg-type]
-        return types.JobState(name.removeprefix("JOB_STATE_"))
+        return kind(wire.Name(value).removeprefix(prefix))
     except ValueError:
-        return types.JobState.UNSPECIFIED
+        return kind("UNSPECIFIED")
 
 
 def _time(message: Message, field: str) -> datetime | None:

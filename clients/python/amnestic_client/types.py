@@ -118,6 +118,34 @@ class Model:
     pooling: str = "max"
 
 
+class ServerState(StrEnum):
+    """Whether the server takes calls. UNSPECIFIED also stands for a state newer than this client."""
+
+    UNSPECIFIED = "UNSPECIFIED"
+    SERVING = "SERVING"
+    DRAINING = "DRAINING"
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is in hand beside its limits, and the Predict calls of the last `window_seconds`.
+
+    `failed_calls` are among `calls`; the percentiles are those of the others, None without any.
+    """
+
+    open_documents: int
+    max_open_documents: int
+    queued_documents: int
+    queued_tokens: int
+    max_queued_tokens: int
+    window_seconds: float
+    calls: int
+    failed_calls: int
+    documents: int
+    p50_seconds: float | None
+    p99_seconds: float | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
     """Settings of STEU (arXiv 2603.19302). None takes the preset's value; no preset, the server's default one."""
@@ -256,3 +284,43 @@ class Version:
     created_at: datetime | None
     f1: dict[str, float]
     relaxed_gates: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JobSummary:
+    """A job in short: without its reason, its settings and the word pieces that it changed."""
+
+    job_id: str
+    state: JobState
+    labels: tuple[str, ...]
+    dry_run: bool
+    progress: Progress | None
+    version: int | None
+    error: str | None
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The server at one moment.
+
+    F1 is of the active version by label, on the gate split: of the labels forgotten, and of the others. Both are empty
+    without a corpus, and until it has been measured.
+    """
+
+    server_version: str
+    state: ServerState
+    uptime_seconds: float
+    model: str
+    architecture: str
+    precision: str
+    provider: str
+    active_version: int
+    forgotten: tuple[str, ...]
+    forget_f1: dict[str, float]
+    retain_f1: dict[str, float]
+    load: Load
+    queued_jobs: int
+    running_job: JobSummary | None
+    last_job: JobSummary | None

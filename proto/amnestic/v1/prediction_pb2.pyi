@@ -3,10 +3,13 @@
 isort:skip_file
 """
 
+from amnestic.v1 import unlearning_pb2 as _unlearning_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -17,6 +20,30 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _ServerState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ServerStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ServerState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SERVER_STATE_UNSPECIFIED: _ServerState.ValueType  # 0
+    """Not told."""
+    SERVER_STATE_SERVING: _ServerState.ValueType  # 1
+    """Accepts calls."""
+    SERVER_STATE_DRAINING: _ServerState.ValueType  # 2
+    """Shutting down: what was accepted is answered, nothing new is accepted."""
+
+class ServerState(_ServerState, metaclass=_ServerStateEnumTypeWrapper):
+    """Whether a server accepts calls."""
+
+SERVER_STATE_UNSPECIFIED: ServerState.ValueType  # 0
+"""Not told."""
+SERVER_STATE_SERVING: ServerState.ValueType  # 1
+"""Accepts calls."""
+SERVER_STATE_DRAINING: ServerState.ValueType  # 2
+"""Shutting down: what was accepted is answered, nothing new is accepted."""
+Global___ServerState: _TypeAlias = ServerState  # noqa: Y015
 
 @_typing.final
 class PredictRequest(_message.Message):
@@ -313,3 +340,290 @@ class Label(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
 
 Global___Label: _TypeAlias = Label  # noqa: Y015
+
+@_typing.final
+class GetStatusRequest(_message.Message):
+    """Has no fields yet."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetStatusRequest: _TypeAlias = GetStatusRequest  # noqa: Y015
+
+@_typing.final
+class GetStatusResponse(_message.Message):
+    """How the server is at one moment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ForgetF1Entry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class RetainF1Entry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SERVER_VERSION_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    UPTIME_SECONDS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    ARCHITECTURE_FIELD_NUMBER: _builtins.int
+    PRECISION_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    ACTIVE_VERSION_FIELD_NUMBER: _builtins.int
+    FORGOTTEN_FIELD_NUMBER: _builtins.int
+    FORGET_F1_FIELD_NUMBER: _builtins.int
+    RETAIN_F1_FIELD_NUMBER: _builtins.int
+    LOAD_FIELD_NUMBER: _builtins.int
+    QUEUED_JOBS_FIELD_NUMBER: _builtins.int
+    RUNNING_JOB_FIELD_NUMBER: _builtins.int
+    LAST_JOB_FIELD_NUMBER: _builtins.int
+    server_version: _builtins.str
+    """Of the distribution, e.g. 0.1.0."""
+    state: Global___ServerState.ValueType
+    """Whether it accepts calls."""
+    uptime_seconds: _builtins.float
+    """Since the server's start."""
+    model: _builtins.str
+    """The model's name, as in GetModelResponse."""
+    architecture: _builtins.str
+    """As in GetModelResponse."""
+    precision: _builtins.str
+    """As in GetModelResponse."""
+    provider: _builtins.str
+    """As in GetModelResponse."""
+    active_version: _builtins.int
+    """The version that answers calls which name none."""
+    queued_jobs: _builtins.int
+    """Jobs that wait for the one that runs."""
+    @_builtins.property
+    def forgotten(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Labels that the active version has forgotten."""
+
+    @_builtins.property
+    def forget_f1(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """F1 of the active version on the gate split, measured through the served
+        path, by label forgotten. Empty without a corpus, and until it has been
+        measured.
+        """
+
+    @_builtins.property
+    def retain_f1(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """The same of the other labels."""
+
+    @_builtins.property
+    def load(self) -> Global___Load:
+        """What is in hand, and the last minute."""
+
+    @_builtins.property
+    def running_job(self) -> Global___JobSummary:
+        """Absent if none runs."""
+
+    @_builtins.property
+    def last_job(self) -> Global___JobSummary:
+        """The one that ended last, whatever the end; absent if none has."""
+
+    def __init__(
+        self,
+        *,
+        server_version: _builtins.str = ...,
+        state: Global___ServerState.ValueType = ...,
+        uptime_seconds: _builtins.float = ...,
+        model: _builtins.str = ...,
+        architecture: _builtins.str = ...,
+        precision: _builtins.str = ...,
+        provider: _builtins.str = ...,
+        active_version: _builtins.int = ...,
+        forgotten: _abc.Iterable[_builtins.str] | None = ...,
+        forget_f1: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        retain_f1: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        load: Global___Load | None = ...,
+        queued_jobs: _builtins.int = ...,
+        running_job: Global___JobSummary | None = ...,
+        last_job: Global___JobSummary | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_job", b"last_job", "load", b"load", "running_job", b"running_job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_version", b"active_version", "architecture", b"architecture", "forget_f1", b"forget_f1", "forgotten", b"forgotten", "last_job", b"last_job", "load", b"load", "model", b"model", "precision", b"precision", "provider", b"provider", "queued_jobs", b"queued_jobs", "retain_f1", b"retain_f1", "running_job", b"running_job", "server_version", b"server_version", "state", b"state", "uptime_seconds", b"uptime_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class Load(_message.Message):
+    """What is in hand now, beside its limits, and what the last minute was like."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPEN_DOCUMENTS_FIELD_NUMBER: _builtins.int
+    MAX_OPEN_DOCUMENTS_FIELD_NUMBER: _builtins.int
+    QUEUED_DOCUMENTS_FIELD_NUMBER: _builtins.int
+    QUEUED_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_QUEUED_TOKENS_FIELD_NUMBER: _builtins.int
+    WINDOW_SECONDS_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    FAILED_CALLS_FIELD_NUMBER: _builtins.int
+    DOCUMENTS_FIELD_NUMBER: _builtins.int
+    P50_SECONDS_FIELD_NUMBER: _builtins.int
+    P99_SECONDS_FIELD_NUMBER: _builtins.int
+    open_documents: _builtins.int
+    """Documents admitted and not yet answered."""
+    max_open_documents: _builtins.int
+    """The most there may be of them."""
+    queued_documents: _builtins.int
+    """Windows of documents that wait for the encoder; a document that fits the
+    model's maximum is one.
+    """
+    queued_tokens: _builtins.int
+    """Tokens that wait for the encoder."""
+    max_queued_tokens: _builtins.int
+    """The most there may be of them."""
+    window_seconds: _builtins.float
+    """The time that the figures below are of: a minute, or less after a start."""
+    calls: _builtins.int
+    """Predict calls that ended."""
+    failed_calls: _builtins.int
+    """Those of them that ended in an error."""
+    documents: _builtins.int
+    """Documents that were answered."""
+    p50_seconds: _builtins.float
+    """Median time of the calls that were answered, in seconds, interpolated in
+    the buckets of amnestic_request_seconds; absent if there were none.
+    """
+    p99_seconds: _builtins.float
+    """Their 99th percentile, likewise."""
+    def __init__(
+        self,
+        *,
+        open_documents: _builtins.int = ...,
+        max_open_documents: _builtins.int = ...,
+        queued_documents: _builtins.int = ...,
+        queued_tokens: _builtins.int = ...,
+        max_queued_tokens: _builtins.int = ...,
+        window_seconds: _builtins.float = ...,
+        calls: _builtins.int = ...,
+        failed_calls: _builtins.int = ...,
+        documents: _builtins.int = ...,
+        p50_seconds: _builtins.float | None = ...,
+        p99_seconds: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_p50_seconds", b"_p50_seconds", "_p99_seconds", b"_p99_seconds", "p50_seconds", b"p50_seconds", "p99_seconds", b"p99_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_p50_seconds", b"_p50_seconds", "_p99_seconds", b"_p99_seconds", "calls", b"calls", "documents", b"documents", "failed_calls", b"failed_calls", "max_open_documents", b"max_open_documents", "max_queued_tokens", b"max_queued_tokens", "open_documents", b"open_documents", "p50_seconds", b"p50_seconds", "p99_seconds", b"p99_seconds", "queued_documents", b"queued_documents", "queued_tokens", b"queued_tokens", "window_seconds", b"window_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__p50_seconds: _TypeAlias = _typing.Literal["p50_seconds"]  # noqa: Y015
+    _WhichOneofArgType__p50_seconds: _TypeAlias = _typing.Literal["_p50_seconds", b"_p50_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__p99_seconds: _TypeAlias = _typing.Literal["p99_seconds"]  # noqa: Y015
+    _WhichOneofArgType__p99_seconds: _TypeAlias = _typing.Literal["_p99_seconds", b"_p99_seconds"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__p50_seconds) -> _WhichOneofReturnType__p50_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__p99_seconds) -> _WhichOneofReturnType__p99_seconds | None: ...
+
+Global___Load: _TypeAlias = Load  # noqa: Y015
+
+@_typing.final
+class JobSummary(_message.Message):
+    """A job in short: without its reason, its settings and the word pieces that it
+    changed, which are for those who may unlearn.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    STARTED_AT_FIELD_NUMBER: _builtins.int
+    FINISHED_AT_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """As in Job."""
+    state: _unlearning_pb2.JobState.ValueType
+    """As in Job."""
+    dry_run: _builtins.bool
+    """The served version is left as it is, whatever the outcome."""
+    version: _builtins.int
+    """The version made; 0 if none."""
+    error: _builtins.str
+    """Why it failed; empty otherwise."""
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Labels that the request asked to forget."""
+
+    @_builtins.property
+    def progress(self) -> _unlearning_pb2.Progress:
+        """As in Job."""
+
+    @_builtins.property
+    def started_at(self) -> _timestamp_pb2.Timestamp:
+        """When the worker was started; absent before that."""
+
+    @_builtins.property
+    def finished_at(self) -> _timestamp_pb2.Timestamp:
+        """When the job ended; absent before that."""
+
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        state: _unlearning_pb2.JobState.ValueType = ...,
+        labels: _abc.Iterable[_builtins.str] | None = ...,
+        dry_run: _builtins.bool = ...,
+        progress: _unlearning_pb2.Progress | None = ...,
+        version: _builtins.int = ...,
+        error: _builtins.str = ...,
+        started_at: _timestamp_pb2.Timestamp | None = ...,
+        finished_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["finished_at", b"finished_at", "progress", b"progress", "started_at", b"started_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "error", b"error", "finished_at", b"finished_at", "job_id", b"job_id", "labels", b"labels", "progress", b"progress", "started_at", b"started_at", "state", b"state", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobSummary: _TypeAlias = JobSummary  # noqa: Y015

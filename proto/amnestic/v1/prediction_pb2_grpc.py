@@ -45,6 +45,11 @@ class PredictionServiceStub:
                 request_serializer=amnestic_dot_v1_dot_prediction__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=amnestic_dot_v1_dot_prediction__pb2.GetModelResponse.FromString,
                 _registered_method=True)
+        self.GetStatus = channel.unary_unary(
+                '/amnestic.v1.PredictionService/GetStatus',
+                request_serializer=amnestic_dot_v1_dot_prediction__pb2.GetStatusRequest.SerializeToString,
+                response_deserializer=amnestic_dot_v1_dot_prediction__pb2.GetStatusResponse.FromString,
+                _registered_method=True)
 
 
 class PredictionServiceServicer:
@@ -70,6 +75,14 @@ class PredictionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetStatus(self, request, context):
+        """GetStatus tells how the server is: what serves, how well, under what load,
+        and which job runs. A server that drains answers it too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PredictionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -82,6 +95,11 @@ def add_PredictionServiceServicer_to_server(servicer, server):
                     servicer.GetModel,
                     request_deserializer=amnestic_dot_v1_dot_prediction__pb2.GetModelRequest.FromString,
                     response_serializer=amnestic_dot_v1_dot_prediction__pb2.GetModelResponse.SerializeToString,
+            ),
+            'GetStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStatus,
+                    request_deserializer=amnestic_dot_v1_dot_prediction__pb2.GetStatusRequest.FromString,
+                    response_serializer=amnestic_dot_v1_dot_prediction__pb2.GetStatusResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -139,6 +157,33 @@ class PredictionService:
             '/amnestic.v1.PredictionService/GetModel',
             amnestic_dot_v1_dot_prediction__pb2.GetModelRequest.SerializeToString,
             amnestic_dot_v1_dot_prediction__pb2.GetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/amnestic.v1.PredictionService/GetStatus',
+            amnestic_dot_v1_dot_prediction__pb2.GetStatusRequest.SerializeToString,
+            amnestic_dot_v1_dot_prediction__pb2.GetStatusResponse.FromString,
             options,
             channel_credentials,
             insecure,

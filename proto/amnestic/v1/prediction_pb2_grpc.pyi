@@ -43,6 +43,10 @@ class PredictionServiceStub:
     """
     GetModel: _grpc.UnaryUnaryMultiCallable[_prediction_pb2.GetModelRequest, _prediction_pb2.GetModelResponse]
     """GetModel describes the model being served."""
+    GetStatus: _grpc.UnaryUnaryMultiCallable[_prediction_pb2.GetStatusRequest, _prediction_pb2.GetStatusResponse]
+    """GetStatus tells how the server is: what serves, how well, under what load,
+    and which job runs. A server that drains answers it too.
+    """
 
 @_typing.type_check_only
 class PredictionServiceAsyncStub(PredictionServiceStub):
@@ -59,6 +63,10 @@ class PredictionServiceAsyncStub(PredictionServiceStub):
     """
     GetModel: _aio.UnaryUnaryMultiCallable[_prediction_pb2.GetModelRequest, _prediction_pb2.GetModelResponse]  # type: ignore[assignment]
     """GetModel describes the model being served."""
+    GetStatus: _aio.UnaryUnaryMultiCallable[_prediction_pb2.GetStatusRequest, _prediction_pb2.GetStatusResponse]  # type: ignore[assignment]
+    """GetStatus tells how the server is: what serves, how well, under what load,
+    and which job runs. A server that drains answers it too.
+    """
 
 class PredictionServiceServicer(metaclass=_abc_1.ABCMeta):
     """PredictionService answers which labels apply to clinical documents."""
@@ -84,5 +92,15 @@ class PredictionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_prediction_pb2.GetModelResponse, _abc.Awaitable[_prediction_pb2.GetModelResponse]]:
         """GetModel describes the model being served."""
+
+    @_abc_1.abstractmethod
+    def GetStatus(
+        self,
+        request: _prediction_pb2.GetStatusRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_prediction_pb2.GetStatusResponse, _abc.Awaitable[_prediction_pb2.GetStatusResponse]]:
+        """GetStatus tells how the server is: what serves, how well, under what load,
+        and which job runs. A server that drains answers it too.
+        """
 
 def add_PredictionServiceServicer_to_server(servicer: PredictionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

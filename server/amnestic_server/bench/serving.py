@@ -33,6 +33,8 @@ PREDICT = "/amnestic.v1.PredictionService/Predict"
 ECHO = "/echo.Echo/Echo"
 CONCURRENCIES = (8, 64)
 WARM_UP_CALLS = 64
+# The ceiling, the engine and a client one by one, the clients, the echo.
+PHASES = 4 + len(CONCURRENCIES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,23 +187,26 @@ def run(
     ceiling = Ceiling(bundle, texts, Settings(bundle=bundle, store=bundle).max_batch_tokens, threads)
     messages = [prediction.PredictRequest(documents=[text]).SerializeToString() for text in texts]
     measured: list[list[Phase]] = []
+
+    def told(phase: Phase) -> Phase:
+        on_phase(phase)
+        return phase
+
     added: list[float] = []
     with amnestic_server(bundle, threads) as (server, idle_megabytes), echo_server() as echo:
         ceiling.throughput("warm-up")
         for _ in range(rounds):
-            phases = [ceiling.throughput("ceiling")]
+            phases = [told(ceiling.throughput("ceiling"))]
             alone, over = asyncio.run(in_turn(server, PREDICT, messages, ceiling, min(calls // 8, len(texts))))
-            phases.append(Phase.of("engine, one by one", alone, sum(alone)))
-            phases.append(Phase.of("amnestic, 1 client", over, sum(over)))
+            phases.append(told(Phase.of("engine, one by one", alone, sum(alone))))
+            phases.append(told(Phase.of("amnestic, 1 client", over, sum(over))))
             added.append(median(whole - part for whole, part in zip(over, alone, strict=True)) * 1e3)
             for concurrency in CONCURRENCIES:
                 count = calls if concurrency == max(CONCURRENCIES) else calls // 2
                 latencies, seconds = asyncio.run(closed_loop(server, PREDICT, messages, concurrency, count))
-                phases.append(Phase.of(f"amnestic, {concurrency} clients", latencies, seconds))
+                phases.append(told(Phase.of(f"amnestic, {concurrency} clients", latencies, seconds)))
             latencies, seconds = asyncio.run(closed_loop(echo, ECHO, messages, max(CONCURRENCIES), calls))
-            phases.append(Phase.of(f"echo, {max(CONCURRENCIES)} clients", latencies, seconds))
-            for phase in phases:
-                on_phase(phase)
+            phases.append(told(Phase.of(f"echo, {max(CONCURRENCIES)} clients", latencies, seconds)))
             measured.append(phases)
     return ServingResult(
         rounds=measured,

@@ -4,11 +4,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
-
-from amnestic_server.export import export
 from amnestic_unlearn import corpus as corpora
-from amnestic_unlearn.checkpoint import learn_tokenizer, transformers_silent
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +31,13 @@ WORD_PIECES = 3_250
 
 def random_bundle(shape: Shape, out: Path) -> None:
     """Export a BERT of this shape with random weights, and a vocabulary learned on the shipped corpus, to `out`."""
+    from transformers import BertConfig, BertForSequenceClassification  # not for --help
+
+    from amnestic_server.export import export
+    from amnestic_unlearn.checkpoint import learn_tokenizer, transformers_silent
+
     texts = [document.text for document in corpora.read(corpora.SHIPPED, splits=("train",))]
-    tokenizer: BertTokenizerFast = learn_tokenizer(texts, WORD_PIECES, 512)
+    tokenizer = learn_tokenizer(texts, WORD_PIECES, 512)
     config = BertConfig(
         vocab_size=shape.vocab_size,
         hidden_size=shape.hidden_size,

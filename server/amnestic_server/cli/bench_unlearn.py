@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from amnestic_server.cli.render import print_json
+from amnestic_server.cli import exits
+from amnestic_server.cli.progress import Bar, quiet_option
+from amnestic_server.cli.render import print_json, show
+from amnestic_server.cli.tables import Column, Fitted
 from amnestic_server.settings import available_cpus
 from amnestic_unlearn import corpus as corpora
 from amnestic_unlearn import open_corpora
@@ -75,7 +74,8 @@ Examples:
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes that share the cells.")
 @click.option("--report", type=click.Path(path_type=Path, file_okay=False), help="Write tables and plots to a folder.")
 @click.option("--report-only", is_flag=True, help="Run nothing: tell what was measured.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on the last line.")
+@quiet_option
+@click.option("--json", "as_json", is_flag=True, help="Print what was measured as one JSON object.")
 def unlearn(
     names: tuple[str, ...],
     targets: tuple[str, ...],
@@ -89,6 +89,7 @@ def unlearn(
     jobs: int,
     report: Path | None,
     report_only: bool,
+    quiet: bool,
     as_json: bool,
 ) -> None:
     """Measure what ways of forgetting a label give, cost and leave to an attacker.
@@ -96,11 +97,10 @@ def unlearn(
     Trains what is missing, runs every cell (corpus, encoder, seed, label, method) that has no result in OUT yet, and
     tells the means. It may be stopped at any time, and run beside itself: what is measured is kept.
     """
-    console = Console(stderr=True, highlight=False, markup=False)
     try:
         plan = Plan(
             out=str(out),
-            sources=_sources(names or _by_default(quick), targets, data, out, quick, console),
+            sources=_sources(names or _by_default(quick), targets, data, out, quick),
             encoders=_encoders(encoder_names, quick, run=not report_only),
             seeds=seeds or ((0,) if quick else matrix.SEEDS),
             methods=_methods(methods, quick),
@@ -108,10 +108,11 @@ def unlearn(
             threads=max(1, available_cpus() // jobs),
         )
         if not report_only:
-            _run(plan, jobs, console)
+            _run(plan, jobs, quiet)
         _tell(plan, report, as_json)
     except KeyboardInterrupt:
-        raise click.ClickException("stopped; what was measured is kept: run again to go on") from None
+        click.echo("Stopped; what was measured is kept: run again to go on.", err=True)
+        raise click.exceptions.Exit(exits.INTERRUPTED) from None
     except (CheckpointError, CorpusError, TrainError, ledger.LedgerError, workers.WorkersError, OSError) as error:
         raise click.ClickException(str(error)) from error
 
@@ -121,13 +122,13 @@ def _by_default(quick: bool) -> tuple[str, ...]:
 
 
 def _sources(
-    names: Sequence[str], targets: Sequence[str], data: Path | None, out: Path, quick: bool, console: Console
+    names: Sequence[str], targets: Sequence[str], data: Path | None, out: Path, quick: bool
 ) -> tuple[Source, ...]:
     sources = []
     for name in names:
         path = _corpus(name, data, out / "corpora")
         if path is None:
-            console.print(f"skipping {name}: it is not shipped, and --data names no folder with {_file(name)}")
+            click.echo(f"skipping {name}: it is not shipped, and --data names no folder with {_file(name)}", err=True)
             continue
         known = matrix.CORPORA.get(name)
         chosen = targets or (known.targets[: 1 if quick else None] if known else ())
@@ -200,33 +201,23 @@ def _methods(names: Sequence[str], quick: bool) -> tuple[str, ...]:
     return tuple(name for name in METHOD_NAMES if name in wanted)
 
 
-def _run(plan: Plan, jobs: int, console: Console) -> None:
+def _run(plan: Plan, jobs: int, quiet: bool) -> None:
     from amnestic_unlearn.bench import run, sequence
 
     total = (sequence.left if plan.sequence else run.left)(plan)
     if not total:
-        console.print("nothing is left to run")
+        click.echo("nothing is left to run", err=True)
         return
-    bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
     # Closed at once when interrupted, which stops the processes.
-    with bar, contextlib.closing(workers.run(plan, jobs)) as told:
-        task = bar.add_task("starting", total=total)
+    with Bar(quiet=quiet) as bar, contextlib.closing(workers.run(plan, jobs)) as told:
         done = 0
         for row in told:
             if row.get("begun"):
-                bar.update(task, description=_name(row))
+                bar.update(_name(row), done, total)
             else:
                 done += 1
-                bar.advance(task)
-                console.print(f"{done}/{total}  {_name(row)}: {_outcome(row)}", soft_wrap=True)
+                bar.line(f"{done}/{total}  {_name(row)}: {_outcome(row)}")
+                bar.update(_name(row), done, total)
 
 
 def _name(row: ledger.Row) -> str:
@@ -260,12 +251,11 @@ def _tell(plan: Plan, report: Path | None, as_json: bool) -> None:
         failed = sum(bool(row["error"]) for row in results.values())
         measured = len(results) - failed
         summary = list(_summary(results, plan))
-    console = Console(stderr=as_json, highlight=False, markup=False)
-    if summary:
-        console.print(_table(summary))
-    console.print(f"{measured} of {total} {what} measured, {failed} failed; rows in {plan.results}", soft_wrap=True)
+    if summary and not as_json:
+        show(_table(summary))
+    click.echo(f"{measured} of {total} {what} measured, {failed} failed; rows in {plan.results}", err=as_json)
     if report is not None:
-        console.print(f"report in {_report(rows, sequence, cells, report)}", soft_wrap=True)
+        click.echo(f"report in {_report(rows, sequence, cells, report)}", err=as_json)
     if as_json:
         told = {what: total, "measured": measured, "failed": failed, "summary": summary}
         print_json({**told, "sequence": sequence} if plan.sequence else told)
@@ -298,16 +288,16 @@ def _summary(results: "Results", plan: Plan) -> Iterator[dict[str, "str | Estima
                 }
 
 
-def _table(summary: Sequence[dict[str, Any]]) -> Table:
+def _table(summary: Sequence[dict[str, Any]]) -> Fitted:
     from amnestic_unlearn.bench.summary import Estimate
     from amnestic_unlearn.bench.table import figure
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in summary[0]:
-        table.add_column(TITLES[name], justify="left" if name in ("encoder", "method") else "right")
-    for row in summary:
-        values = row.values()
-        table.add_row(
-            *(figure(value, 3, plain=True) if isinstance(value, Estimate) else str(value) for value in values)
-        )
-    return table
+    columns = [
+        Column(TITLES[name], words=True) if name in ("encoder", "method") else Column(TITLES[name], right=True)
+        for name in summary[0]
+    ]
+    rows = [
+        tuple(figure(value, 3, plain=True) if isinstance(value, Estimate) else str(value) for value in row.values())
+        for row in summary
+    ]
+    return Fitted(columns, rows)

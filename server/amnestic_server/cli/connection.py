@@ -10,6 +10,7 @@ import click
 
 from amnestic_client import AmnesticError, Client, Tls, TlsError, Unavailable
 from amnestic_client.settings import TARGET, timeout_of
+from amnestic_server.cli import exits, sections
 
 P = ParamSpec("P")
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -20,9 +21,10 @@ ROLLBACK_TIMEOUT = timeout_of("/amnestic.v1.UnlearningService/Rollback")
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """An open client, the timeout for each of its calls (None: the default of each), and the form of output."""
+    """An open client of `server`, the timeout of each call (None: the default of each), and the form of output."""
 
     client: Client
+    server: str
     timeout: float | None
     as_json: bool
 
@@ -41,8 +43,9 @@ def _pem_option(flag: str, help_text: str) -> Callable[[Command], Command]:
 def connected(function: Callable[Concatenate[Connection, P], None]) -> Callable[..., None]:
     """Give a command --server, those of TLS, --timeout and --json, and a `Connection` as its first argument.
 
-    A call that fails becomes one line on standard error and exit code 1.
+    A call that fails becomes one line on standard error, and the exit code of its kind.
     """
+    own = tuple(sections.parameters(function))
 
     @click.option(
         "--server",
@@ -74,6 +77,8 @@ def connected(function: Callable[Concatenate[Connection, P], None]) -> Callable[
         "--timeout",
         metavar="SECONDS",
         type=click.FloatRange(min=0, min_open=True),
+        envvar="AMNESTIC_TIMEOUT",
+        show_envvar=True,
         help=f"Longest wait for an answer; {QUERY_TIMEOUT:g}, for a rollback {ROLLBACK_TIMEOUT:g}, unless given.",
     )
     @click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
@@ -93,10 +98,13 @@ def connected(function: Callable[Concatenate[Connection, P], None]) -> Callable[
         given = Tls(ca=tls_ca, certificate=tls_cert, key=tls_key, server_name=tls_server_name)
         with _client(server, given if tls or given != Tls() else None) as client:
             try:
-                function(Connection(client, timeout, as_json), *args, **options)
+                function(Connection(client, server, timeout, as_json), *args, **options)
             except AmnesticError as error:
-                raise click.ClickException(_sentence(error, server)) from error
+                raise exits.failure(error, sentence(error, server)) from error
 
+    sections.place(
+        "Connection", (one for one in sections.parameters(command) if one not in own and one.name != "as_json")
+    )
     return command
 
 
@@ -107,7 +115,8 @@ def _client(server: str, tls: Tls | None) -> Client:
         raise click.ClickException(str(error)) from None
 
 
-def _sentence(error: AmnesticError, server: str) -> str:
+def sentence(error: AmnesticError, server: str) -> str:
+    """A failed call in one line."""
     detail = " ".join(error.detail.split())
     if isinstance(error, Unavailable):
         return f"no server is ready at {server} (UNAVAILABLE: {detail})"

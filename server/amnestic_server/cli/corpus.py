@@ -1,15 +1,14 @@
 """`amnestic corpus`: describe a corpus; making one is in `corpus_import`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from amnestic_server.cli.corpus_import import import_group
 from amnestic_server.cli.corpus_table import table_command
-from amnestic_server.cli.render import print_json
+from amnestic_server.cli.render import print_json, show
+from amnestic_server.cli.tables import Cell, Column, Fitted
 from amnestic_unlearn.corpus import SHIPPED, SPLITS, CorpusError, Description, describe
 
 
@@ -47,25 +46,27 @@ def describe_command(file: Path | None, as_json: bool) -> None:
 
 
 def _print(description: Description) -> None:
-    console = Console(highlight=False, markup=False)
-    console.print(Path(description.path).name)
-    console.print(f"SHA-256 {description.digest}", style="dim", soft_wrap=True)
-    table = Table(box=box.SIMPLE, pad_edge=False)
-    table.add_column("")
-    for heading in ("all", *SPLITS):
-        table.add_column(heading, justify="right")
-    for name, counts in (
-        ("documents", description.splits),
-        ("patients", description.groups),
-    ):
-        table.add_row(name, *_counts(counts))
-    table.add_section()
-    for label, counts in description.labels.items():
-        table.add_row(label, *_counts(counts))
-    table.add_row("no label", str(description.unlabelled), *[""] * len(SPLITS), style="dim")
-    console.print(table)
+    columns = (
+        Column("", words=True),
+        Column("all", right=True),
+        *(Column(split, right=True, drop=len(SPLITS) - place) for place, split in enumerate(SPLITS)),
+    )
+    rows: list[Sequence[Cell] | None] = [
+        ("documents", *_counts(description.splits)),
+        ("patients", *_counts(description.groups)),
+        None,
+        *((label, *_counts(counts)) for label, counts in description.labels.items()),
+        ("no label", str(description.unlabelled), *[""] * len(SPLITS)),
+    ]
     words = description.words
-    console.print(f"Words a document: median {words[50]}, 95th percentile {words[95]}, longest {words[100]}.")
+    show(
+        Path(description.path).name,
+        f"SHA-256 {description.digest}",
+        "",
+        Fitted(columns, rows),
+        "",
+        f"Words a document: median {words[50]}, 95th percentile {words[95]}, longest {words[100]}.",
+    )
 
 
 def _counts(counts: dict[str, int]) -> list[str]:

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import Progress
 
+from amnestic_server.cli.progress import Bar, quiet_option
 from amnestic_server.cli.render import print_json
 from amnestic_unlearn import icd, open_corpora
 from amnestic_unlearn.corpus import CorpusError
@@ -60,8 +59,9 @@ def import_group() -> None:
     show_default=True,
     help="Without --labels: how many of the most frequent organ systems to keep.",
 )
+@quiet_option
 @JSON
-def eicu_command(src: Path, out: Path, labels: str | None, top: int, as_json: bool) -> None:
+def eicu_command(src: Path, out: Path, labels: str | None, top: int, quiet: bool, as_json: bool) -> None:
     """Organ systems that intensive-care stays are diagnosed in, from the eICU database or its demo.
 
     Tables of any size stream through; patients are divided among the splits by a hash of their id.
@@ -70,7 +70,7 @@ def eicu_command(src: Path, out: Path, labels: str | None, top: int, as_json: bo
     Example:
       amnestic corpus import eicu --src eicu-crd-2.0 --out eicu.parquet
     """
-    with importing(out) as show:
+    with importing(out, quiet) as show:
         result = import_eicu(src, out, names(labels), top, lambda done, total: show("stays", done, total))
     if as_json:
         print_json({"out": str(out), **dataclasses.asdict(result)})
@@ -96,6 +96,7 @@ def _note_options(tables: str, notes: str) -> Callable[[Any], Any]:
             f" {', '.join(icd.DEFAULT)}.",
         ),
         click.option("--keep-diagnoses", is_flag=True, help="Keep the sections of a note that list diagnoses."),
+        quiet_option,
         JSON,
     )
 
@@ -143,8 +144,9 @@ def mimic_iii_command(**options: Any) -> None:
 @import_group.command(name="mtsamples")
 @click.option("--src", required=True, type=_FILE, help=f"The file {open_corpora.MTSAMPLES.file}.")
 @OUT
+@quiet_option
 @JSON
-def mtsamples_command(src: Path, out: Path, as_json: bool) -> None:
+def mtsamples_command(src: Path, out: Path, quiet: bool, as_json: bool) -> None:
     """Medical specialties of transcribed reports, from JSON Lines with id, text and labels.
 
     \b
@@ -152,21 +154,22 @@ def mtsamples_command(src: Path, out: Path, as_json: bool) -> None:
       amnestic corpus import mtsamples --src mtsamples_multilabel.jsonl.gz \\
         --out mtsamples.parquet
     """
-    _convert(open_corpora.MTSAMPLES, src, out, as_json)
+    _convert(open_corpora.MTSAMPLES, src, out, quiet, as_json)
 
 
 @import_group.command(name="codiesp")
 @click.option("--src", required=True, type=_FILE, help=f"The file {open_corpora.CODIESP.file}.")
 @OUT
+@quiet_option
 @JSON
-def codiesp_command(src: Path, out: Path, as_json: bool) -> None:
+def codiesp_command(src: Path, out: Path, quiet: bool, as_json: bool) -> None:
     """ICD-10-CM chapters of published clinical cases, from JSON Lines with id, text and labels.
 
     \b
     Example:
       amnestic corpus import codiesp --src codiesp.jsonl.gz --out codiesp.parquet
     """
-    _convert(open_corpora.CODIESP, src, out, as_json)
+    _convert(open_corpora.CODIESP, src, out, quiet, as_json)
 
 
 def _import_notes(
@@ -177,9 +180,10 @@ def _import_notes(
     categories: Path | None,
     labels: str | None,
     keep_diagnoses: bool,
+    quiet: bool,
     as_json: bool,
 ) -> None:
-    with importing(out) as show:
+    with importing(out, quiet) as show:
         known = icd.read_categories(categories) if categories else icd.CATEGORIES
         chosen = names(labels) or (tuple(known) if categories else icd.DEFAULT)
         result = import_mimic(
@@ -209,8 +213,8 @@ def _print_notes(out: Path, result: ImportedNotes) -> None:
         click.echo(f"of {result.notes} notes left out: {', '.join(left_out)}")
 
 
-def _convert(collection: Collection, src: Path, out: Path, as_json: bool) -> None:
-    with importing(out):
+def _convert(collection: Collection, src: Path, out: Path, quiet: bool, as_json: bool) -> None:
+    with importing(out, quiet):
         result = open_corpora.convert(collection, src, out)
     if as_json:
         print_json({"out": str(out), **dataclasses.asdict(result)})
@@ -219,22 +223,15 @@ def _convert(collection: Collection, src: Path, out: Path, as_json: bool) -> Non
 
 
 @contextmanager
-def importing(out: Path) -> Iterator[Callable[[str, int, int], None]]:
+def importing(out: Path, quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
     """A bar of progress by stage, and errors as one line."""
     if not out.absolute().parent.is_dir():
         raise click.ClickException(f"the directory of {out} does not exist")
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("reading tables", total=None)
-
-        def show(stage: str, done: int, total: int) -> None:
-            # What is there may not be known: then what is done is told by itself.
-            bar.update(task, description=stage if total else f"{stage} {done:,}", completed=done, total=total or None)
-
-        try:
-            yield show
-        except (CorpusError, OSError) as error:
-            raise click.ClickException(str(error)) from error
+    try:
+        with Bar("reading tables", quiet=quiet) as bar:
+            yield bar.update
+    except (CorpusError, OSError) as error:
+        raise click.ClickException(str(error)) from error
 
 
 def names(labels: str | None) -> list[str] | None:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 from amnestic_client import AmnesticError
-from amnestic_server.cli import render
-from amnestic_server.cli.jobs import EXIT_CODES, INTERRUPTED
+from amnestic_server.cli import exits, render
 from amnestic_server.cli.options import gate_options
+from amnestic_server.cli.progress import quiet_option
+from amnestic_server.cli.sections import Sectioned
 from amnestic_server.demo.settings import GATES, LABEL, OUT, TRAINING, DemoError, DemoSettings
 from amnestic_unlearn.corpus import SHIPPED, CorpusError
 from amnestic_unlearn.train_settings import TrainError
@@ -32,7 +33,7 @@ Examples:
 """
 
 
-@click.command(epilog=EXAMPLE)
+@click.command(cls=Sectioned, epilog=EXAMPLE)
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
@@ -68,6 +69,7 @@ Examples:
     help="Clients that keep predicting.",
 )
 @gate_options
+@quiet_option
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object, all else to stderr.")
 def command(
     out: Path,
@@ -76,6 +78,7 @@ def command(
     epochs: int,
     window: float,
     clients: int,
+    quiet: bool,
     as_json: bool,
     **limits: float | None,
 ) -> None:
@@ -99,6 +102,7 @@ def command(
         gates=dataclasses.replace(GATES, **given),
         window=window,
         clients=clients,
+        quiet=quiet,
     )
     try:
         training.validate()
@@ -107,7 +111,7 @@ def command(
         raise click.ClickException(str(error)) from error
     except (KeyboardInterrupt, asyncio.CancelledError):
         click.echo("Stopped; the server and everything else that the demo started have ended.", err=True)
-        raise click.exceptions.Exit(INTERRUPTED) from None
+        raise click.exceptions.Exit(exits.INTERRUPTED) from None
     if as_json:
         render.print_json(result)
 
@@ -125,4 +129,4 @@ async def _stoppable(settings: DemoSettings, say: "Narrator") -> "Figures":
     except NotForgottenError as ended:
         click.echo(f"The server did not forget {settings.label}, and goes on as it was.", err=True)
         render.print_job(ended.job)
-        raise click.exceptions.Exit(EXIT_CODES[ended.job.state]) from None
+        raise click.exceptions.Exit(exits.OF_JOB[ended.job.state]) from None

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
+from amnestic_server.cli.progress import Bar, quiet_option
 from amnestic_server.cli.reading import reading_given, reading_options
-from amnestic_server.cli.render import print_json
+from amnestic_server.cli.render import print_json, show
+from amnestic_server.cli.tables import facts
 
 if TYPE_CHECKING:
     from amnestic_unlearn.manifest import Manifest
@@ -50,6 +49,7 @@ if TYPE_CHECKING:
 )
 @reading_options
 @click.option("--overwrite", is_flag=True, help="Take the place of the bundle at --out.")
+@quiet_option
 @click.option("--json", "as_json", is_flag=True, help="Print what was made as one JSON object.")
 def command(
     checkpoint: str,
@@ -61,6 +61,7 @@ def command(
     labels: str | None,
     thresholds: str | None,
     overwrite: bool,
+    quiet: bool,
     as_json: bool,
     **reading: Any,
 ) -> None:
@@ -90,9 +91,18 @@ def command(
     kind = None if problem_type is None else ProblemType(problem_type.replace("-", "_"))
     given = Given(kind, _names(labels), _numbers(thresholds), reading_given(reading))
     try:
-        manifest = export(
-            checkpoint, out, corpus=corpus, name=name, given=given, revision=revision, overwrite=overwrite, warn=_warn
-        )
+        with Bar("reading the corpus", quiet=quiet) as bar:
+            manifest = export(
+                checkpoint,
+                out,
+                corpus=corpus,
+                name=name,
+                given=given,
+                revision=revision,
+                overwrite=overwrite,
+                warn=lambda text: click.echo(f"Warning: {text}", err=True),
+                progress=bar.update,
+            )
     except (CheckpointError, ExportError, CorpusError, OSError) as error:
         raise click.ClickException(str(error)) from error
     fused, size = fused_in(out), sum(path.stat().st_size for path in out.iterdir())
@@ -118,19 +128,8 @@ def _numbers(value: str | None) -> tuple[float, ...]:
         raise click.BadParameter("not a list of numbers", param_hint="--thresholds") from None
 
 
-def _warn(text: str) -> None:
-    click.echo(f"Warning: {text}", err=True)
-
-
 def _print(manifest: "Manifest", out: Path, fused: dict[str, int], size: int) -> None:
-    table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in _rows(manifest, fused, size):
-        table.add_row(name, value)
-    console = Console(highlight=False, markup=False)
-    console.print(table)
-    console.print(f"saved to {out}", soft_wrap=True)
+    show(facts([*_rows(manifest, fused, size), ("saved to", str(out))]))
 
 
 def _long_documents(manifest: "Manifest") -> str:

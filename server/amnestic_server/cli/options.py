@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import click
 
 from amnestic_client import GateLimits, Method
+from amnestic_server.cli.sections import section
 from amnestic_unlearn import spec
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -16,15 +17,16 @@ T = TypeVar("T", Method, GateLimits)
 def method_options(function: F) -> F:
     """`--preset`, and an option for each setting of the method; left out, the preset's value holds."""
     for one in reversed(dataclasses.fields(spec.Method)):
-        function = _option(one, one.metadata["help"])(function)
+        function = section("Method", _option(one, one.metadata["help"]))(function)
     presets = ", ".join(f"{name} (the default)" if name == spec.DEFAULT_PRESET else name for name in spec.PRESETS)
-    return click.option("--preset", metavar="NAME", help=f"Settings of the method by name: {presets}.")(function)
+    preset = click.option("--preset", metavar="NAME", help=f"Settings of the method by name: {presets}.")
+    return section("Method", preset)(function)
 
 
 def gate_options(function: F) -> F:
     """An option for each limit of the gates; left out, the server's default holds."""
     for one in reversed(dataclasses.fields(spec.GateLimits)):
-        function = _option(one, f"Gate: {one.metadata['help']} Default {one.default:g}.")(function)
+        function = section("Gates", _option(one, f"{one.metadata['help']} Default {one.default:g}."))(function)
     return function
 
 

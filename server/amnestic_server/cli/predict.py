@@ -9,7 +9,9 @@ import click
 
 from amnestic_client import Client, InvalidArgument, PredictResult
 from amnestic_server.cli import render
+from amnestic_server.cli.completion import versions
 from amnestic_server.cli.connection import Connection, connected
+from amnestic_server.cli.sections import Sectioned
 
 EXAMPLE = """\b
 Examples:
@@ -19,7 +21,7 @@ Examples:
 """
 
 
-@click.command(epilog=EXAMPLE)
+@click.command(cls=Sectioned, epilog=EXAMPLE)
 @click.argument("texts", metavar="[TEXT]...", nargs=-1)
 @click.option(
     "--file",
@@ -27,7 +29,7 @@ Examples:
     type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
     help='One document a line, or .jsonl with a "text" in each line. Blank lines are skipped.',
 )
-@click.option("--version", type=click.IntRange(min=1), help="Pin the version that answers.")
+@click.option("--version", type=click.IntRange(min=1), help="Pin the version that answers.", shell_complete=versions)
 @click.option("--features", is_flag=True, help="With --json: also what the head sees of each document.")
 @connected
 def command(

@@ -3,11 +3,13 @@
 import click
 
 from amnestic_server.cli import render
+from amnestic_server.cli.completion import versions
 from amnestic_server.cli.connection import Connection, connected
+from amnestic_server.cli.sections import Sectioned
 
 
-@click.command(epilog='\b\nExample:\n  amnestic rollback 1 --reason "gate figures under review"\n')
-@click.argument("version", type=click.IntRange(min=1))
+@click.command(cls=Sectioned, epilog='\b\nExample:\n  amnestic rollback 1 --reason "gate figures under review"\n')
+@click.argument("version", type=click.IntRange(min=1), shell_complete=versions)
 @click.option("--reason", required=True, help="Why, for the record. Must not hold patient data.")
 @connected
 def command(connection: Connection, version: int, reason: str) -> None:

@@ -11,11 +11,32 @@ from typing import Any
 
 import click
 
-from amnestic_server.app import serve
+from amnestic_server.cli.sections import Sectioned, section
 from amnestic_server.errors import StartError
 from amnestic_server.settings import DEVICES, Settings
 from amnestic_server.trace import TraceFilter
 
+# What a setting is about, by the beginning of its name. What is named nowhere stands under the last.
+SECTIONS = {
+    "Files": ("bundle", "store", "corpus"),
+    "Network": (
+        "host",
+        "grpc_",
+        "metrics_",
+        "uds",
+        "tcp",
+        "no_tcp",
+        "tls_",
+        "reflection",
+        "keepalive",
+        "client_ping",
+        "exit_",
+    ),
+    "Queue and limits": ("max_concurrent", "max_queue", "max_document"),
+    "Engine": ("device", "threads", "spinning", "max_batch", "max_padding"),
+    "Unlearning": ("worker_", "max_job"),
+    "Others": ("",),
+}
 EXAMPLE = """\b
 Example:
   amnestic serve --bundle bundle --store store --corpus corpus.parquet
@@ -27,7 +48,7 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
     for field in reversed(dataclasses.fields(Settings)):
         flag = f"--{field.name.replace('_', '-')}"
         required = field.default is dataclasses.MISSING
-        command = click.option(
+        option = click.option(
             f"{flag}/--no-{flag[2:]}" if hints[field.name] is bool else flag,
             field.name,
             type=_type(field.name, hints[field.name]),
@@ -37,8 +58,13 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
             envvar=f"AMNESTIC_{field.name.upper()}",
             show_envvar=True,
             help=field.metadata["help"],
-        )(command)
+        )
+        command = section(_section(field.name), option)(command)
     return command
+
+
+def _section(name: str) -> str:
+    return next(title for title, beginnings in SECTIONS.items() if name.startswith(beginnings))
 
 
 def _type(name: str, hint: Any) -> Any:
@@ -49,7 +75,7 @@ def _type(name: str, hint: Any) -> Any:
     return click.Path(path_type=Path) if hint is Path else hint
 
 
-@click.command(epilog=EXAMPLE)
+@click.command(cls=Sectioned, epilog=EXAMPLE)
 @_options
 @click.option(
     "--log-level",
@@ -60,12 +86,19 @@ def _type(name: str, hint: Any) -> Any:
     show_envvar=True,
     help="What is logged to standard error.",
 )
-def command(log_level: str, **values: Any) -> None:
-    """Serve a bundle over gRPC, ready to forget labels of the corpus while it serves."""
+@click.option("--json", "as_json", is_flag=True, help="Print the line that says it is ready as JSON.")
+def command(log_level: str, as_json: bool, **values: Any) -> None:
+    """Serve a bundle over gRPC, ready to forget labels of the corpus while it serves.
+
+    Once it takes calls, it prints one line with its addresses. SIGTERM or Ctrl-C ends it, after what was accepted
+    has been answered.
+    """
+    from amnestic_server.app import serve  # torch and ONNX Runtime: not for --help
+
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s%(trace)s")
     for handler in logging.getLogger().handlers:
         handler.addFilter(TraceFilter())
     try:
-        asyncio.run(serve(Settings(**values)))
+        asyncio.run(serve(Settings(**values), as_json=as_json))
     except (StartError, ValueError) as error:
         raise click.ClickException(str(error)) from error

@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
+from amnestic_server.cli.progress import Bar, quiet_option
 from amnestic_server.cli.reading import reading_given, reading_options
-from amnestic_server.cli.render import print_json
+from amnestic_server.cli.render import print_json, show
+from amnestic_server.cli.tables import Column, Fitted
 from amnestic_unlearn.architecture import CheckpointError
 from amnestic_unlearn.corpus import SHIPPED, CorpusError
 from amnestic_unlearn.manifest import ProblemType
@@ -73,6 +72,7 @@ _DEFAULT = TrainSettings()
     show_default=True,
     help="bf16: mixed precision, faster where the processor has it.",
 )
+@quiet_option
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 def command(
     out: Path,
@@ -88,6 +88,7 @@ def command(
     threads: int,
     device: str,
     precision: str,
+    quiet: bool,
     as_json: bool,
     **reading: Any,
 ) -> None:
@@ -119,14 +120,16 @@ def command(
     )
     try:
         kind = ProblemType(problem_type.replace("-", "_"))
-        report = train(
-            corpus_file or SHIPPED,
-            out,
-            checkpoint=checkpoint,
-            revision=revision,
-            settings=settings,
-            problem_type=kind,
-        )
+        with Bar("reading the corpus", quiet=quiet) as bar:
+            report = train(
+                corpus_file or SHIPPED,
+                out,
+                checkpoint=checkpoint,
+                revision=revision,
+                settings=settings,
+                problem_type=kind,
+                progress=bar.update,
+            )
     except (CheckpointError, TrainError, CorpusError, OSError) as error:
         raise click.ClickException(str(error)) from error
     if as_json:
@@ -136,24 +139,20 @@ def command(
 
 
 def _print(report: "TrainReport") -> None:
-    console = Console(highlight=False, markup=False)
-    table = Table(box=box.SIMPLE, pad_edge=False)
-    table.add_column("label")
-    table.add_column("threshold", justify="right")
-    table.add_column("F1 on test", justify="right")
     thresholds = [f"{threshold:.3f}" for threshold in report.thresholds] or ["likeliest"] * len(report.labels)
-    for label, threshold in zip(report.labels, thresholds, strict=True):
-        table.add_row(label, threshold, f"{report.f1[label]:.3f}")
-    table.add_section()
-    table.add_row("macro", "", f"{report.macro_f1:.3f}")
-    console.print(table)
-    console.print(
-        f"{report.parameters:,} parameters, {report.documents['train']:,} training documents,"
-        f" {report.seconds:.0f} s; saved to {report.out}",
-        soft_wrap=True,
+    columns = (Column("label", words=True), Column("threshold", right=True, drop=1), Column("F1 on test", right=True))
+    rows = [
+        *(
+            (label, threshold, f"{report.f1[label]:.3f}")
+            for label, threshold in zip(report.labels, thresholds, strict=True)
+        ),
+        None,
+        ("macro", "", f"{report.macro_f1:.3f}"),
+    ]
+    cut = report.truncated["train"]
+    show(
+        Fitted(columns, rows),
+        f"{report.parameters:,} parameters, {report.documents['train']:,} training documents, {report.seconds:.0f} s",
+        *([f"{cut:,} training documents are longer than was read, and were cut: see --long-documents"] if cut else []),
+        f"saved to {report.out}",
     )
-    if cut := report.truncated["train"]:
-        console.print(
-            f"{cut:,} of the training documents are longer than was read, and were cut: see --long-documents",
-            soft_wrap=True,
-        )

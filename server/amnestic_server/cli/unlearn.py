@@ -6,13 +6,17 @@ import click
 
 from amnestic_client import GateLimits, Method
 from amnestic_server.cli import render
+from amnestic_server.cli.completion import labels as complete_labels
 from amnestic_server.cli.connection import Connection, connected
-from amnestic_server.cli.jobs import follow
 from amnestic_server.cli.options import chosen, gate_options, method_options
+from amnestic_server.cli.progress import quiet_option
+from amnestic_server.cli.sections import Sectioned
+from amnestic_server.cli.watch import follow
 
 EXAMPLE = """\b
 Exit codes: 0 succeeded, 1 error, 2 usage, 3 rejected by a gate, 4 failed,
-5 cancelled, 130 watching was stopped with Ctrl-C (the job goes on).
+5 cancelled, 6 the server is away, 130 watching was stopped with Ctrl-C (the
+job goes on).
 
 \b
 Examples:
@@ -22,14 +26,15 @@ Examples:
 """
 
 
-@click.command(epilog=EXAMPLE)
-@click.argument("labels", metavar="LABEL...", nargs=-1, required=True)
+@click.command(cls=Sectioned, epilog=EXAMPLE)
+@click.argument("labels", metavar="LABEL...", nargs=-1, required=True, shell_complete=complete_labels)
 @click.option("--request-id", help="Id of your own: asking again with it does not start a second job.")
 @click.option("--dry-run", is_flag=True, help="Train and measure, but leave the served version as it is.")
 @click.option("--reason", default="", help="Why, for the record. Must not hold patient data.")
 @method_options
 @gate_options
 @click.option("--detach", is_flag=True, help="Print the job and leave; do not watch it.")
+@quiet_option
 @connected
 def command(
     connection: Connection,
@@ -39,6 +44,7 @@ def command(
     dry_run: bool,
     reason: str,
     detach: bool,
+    quiet: bool,
     **settings: Any,
 ) -> None:
     """Make the server forget every LABEL, watch the job, and show what was measured and changed.
@@ -56,7 +62,7 @@ def command(
         timeout=connection.timeout,
     )
     if not detach:
-        follow(connection, job.job_id)
+        follow(connection, job.job_id, quiet=quiet)
     elif connection.as_json:
         render.print_json(job)
     else:

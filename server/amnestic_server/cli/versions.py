@@ -4,9 +4,10 @@ import click
 
 from amnestic_server.cli import render
 from amnestic_server.cli.connection import Connection, connected
+from amnestic_server.cli.sections import Sectioned
 
 
-@click.command(epilog="\b\nExamples:\n  amnestic versions\n  amnestic versions --json\n")
+@click.command(cls=Sectioned, epilog="\b\nExamples:\n  amnestic versions\n  amnestic versions --json\n")
 @connected
 def command(connection: Connection) -> None:
     """List the versions of a running server, oldest first."""

@@ -63,14 +63,14 @@ async def train(settings: DemoSettings) -> dict[str, Any]:
         threads=training.threads,
         device=training.device,
     )
-    report: dict[str, Any] = json.loads(await output_of("train", *arguments, "--json", show_progress=True))
+    report: dict[str, Any] = json.loads(await output_of("train", *arguments, "--json", quiet=settings.quiet))
     return report
 
 
 async def export(settings: DemoSettings) -> Manifest:
     """Make the bundle of the checkpoint."""
     arguments = _flags(checkpoint=settings.checkpoint, out=settings.bundle, corpus=settings.corpus, name="demo")
-    await output_of("export", *arguments, "--overwrite", show_progress=False)
+    await output_of("export", *arguments, "--overwrite", quiet=settings.quiet)
     return Manifest.read(settings.bundle)
 
 

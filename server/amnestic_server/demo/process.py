@@ -34,16 +34,15 @@ async def started(*arguments: str, stdout: int | IO[bytes], stderr: int | IO[byt
         await _stop(process)
 
 
-async def output_of(*arguments: str, show_progress: bool) -> str:
+async def output_of(*arguments: str, quiet: bool) -> str:
     """Standard output of `amnestic ARGUMENTS` run to its end; raises DemoError if it fails.
 
-    With `show_progress` its standard error is the demo's own; without, it is told only in the error.
+    Its standard error, with its progress unless `quiet`, is the demo's own.
     """
-    async with started(*arguments, stdout=PIPE, stderr=None if show_progress else PIPE) as process:
-        stdout, stderr = await process.communicate()
+    async with started(*arguments, *(["--quiet"] if quiet else []), stdout=PIPE, stderr=None) as process:
+        stdout, _ = await process.communicate()
     if process.returncode:
-        reason = "" if stderr is None else f": {_tail(stderr.decode(errors='replace'))}"
-        raise DemoError(f"`amnestic {arguments[0]}` failed with exit code {process.returncode}{reason}")
+        raise DemoError(f"`amnestic {arguments[0]}` failed with exit code {process.returncode}")
     return stdout.decode()
 
 

@@ -1,6 +1,6 @@
 """How well the served model knows a label and the others, asked over gRPC as any caller would."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,12 +27,18 @@ class Quality:
 
 
 async def measure(
-    client: AsyncClient, label: str, labels: Sequence[str], probe: Sequence[Document], test: Sequence[Document]
+    client: AsyncClient,
+    label: str,
+    labels: Sequence[str],
+    probe: Sequence[Document],
+    test: Sequence[Document],
+    told: Callable[[int, int], None],
 ) -> Quality:
-    """Predict both splits with the active version; `labels` in the model's order."""
+    """Predict both splits with the active version; `labels` in the model's order. `told` how many documents of all."""
     from amnestic_unlearn.probe import probe_auc  # torch: not before it is needed
 
-    answers = {split: await _predict(client, documents) for split, documents in (("probe", probe), ("test", test))}
+    predictions = await _predict(client, [*probe, *test], told)
+    answers = {"probe": predictions[: len(probe)], "test": predictions[len(probe) :]}
     truth = {"probe": corpora.truth(probe, labels), "test": corpora.truth(test, labels)}
     column = list(labels).index(label)
     f1 = measures.f1_by_label(truth["test"], _decided(answers["test"]))
@@ -45,11 +51,14 @@ async def measure(
     return Quality(float(f1[column]), float(np.delete(f1, column).mean()), auc)
 
 
-async def _predict(client: AsyncClient, documents: Sequence[Document]) -> list[Prediction]:
+async def _predict(
+    client: AsyncClient, documents: Sequence[Document], told: Callable[[int, int], None]
+) -> list[Prediction]:
     predictions: list[Prediction] = []
     for start in range(0, len(documents), CHUNK):
         texts = [document.text for document in documents[start : start + CHUNK]]
         predictions += (await client.predict(texts, include_features=True, timeout=60)).predictions
+        told(len(predictions), len(documents))
     return predictions
 
 

@@ -1,6 +1,6 @@
-"""Everything that the demo shows: its steps, held-out documents, the job as it goes, the table at the end.
+"""Everything that the demo tells: its steps, held-out documents, the table at the end. Fits 80 columns.
 
-Fits 80 columns. On a terminal the job is a moving bar; otherwise it is a line at each stage and epoch.
+What takes time is shown by `cli.progress`, on standard error.
 """
 
 import dataclasses
@@ -12,19 +12,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from rich import box
-from rich.console import Console, Group
-from rich.live import Live
+from rich.console import Console
 from rich.padding import Padding
-from rich.progress import BarColumn, TextColumn
-from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from amnestic_client import ChangeReport, GateLimits, Job, JobState, Prediction, Progress
+from amnestic_client import ChangeReport, GateLimits, Job, Prediction
+from amnestic_server.cli import terminal
+from amnestic_server.cli.progress import duration
 from amnestic_server.cli.render import gates_table, names
 from amnestic_server.demo.quality import Quality
 from amnestic_server.demo.settings import DemoSettings
@@ -109,7 +106,7 @@ class Narrator:
 
     def step(self, text: str) -> None:
         """A step that begins now."""
-        clock = _minutes(time.monotonic() - self._begun)
+        clock = duration(time.monotonic() - self._begun)
         self.console.print(Text.assemble((f"{clock:>4}", "dim"), "  ", (text, "bold")))
 
     def detail(self, text: str) -> None:
@@ -178,60 +175,9 @@ class Narrator:
             self.console.print(Text(filled, style=style), soft_wrap=True)
 
 
-class JobView:
-    """The job as it goes, and what the stream has answered meanwhile."""
-
-    def __init__(self, console: Console, stream: Stream) -> None:
-        self._console = console
-        self._stream = stream
-        self._bar = Bar(
-            TextColumn(INDENT + "{task.description:<10}", markup=False),
-            BarColumn(bar_width=13),
-            TextColumn("{task.fields[detail]}", markup=False),
-            console=console,
-        )
-        self._task = self._bar.add_task("waiting", total=None, detail="")
-        self._live = Live(console=console, get_renderable=self._frame, transient=True, refresh_per_second=5)
-        self._said = ""
-
-    def __enter__(self) -> Self:
-        if self._console.is_terminal:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._live.stop()
-
-    def update(self, job: Job) -> None:
-        """Show the job as it is now."""
-        running = job.progress if job.state is JobState.RUNNING else None
-        stage = running.stage if running and running.stage else job.state.lower()
-        if self._console.is_terminal:
-            self._bar.update(
-                self._task,
-                description=stage,
-                total=running.steps if running and running.steps else None,
-                completed=running.step if running else 0,
-                detail=_training(running) if running and running.step else "",
-            )
-        elif (milestone := f"{stage} {running.epoch if running else ''}") != self._said:
-            self._said = milestone
-            doing = _training(running) if running and running.step else stage
-            self._console.print(f"{INDENT}{doing}; {self._meanwhile()}", soft_wrap=True)
-
-    def _frame(self) -> Group:
-        return Group(self._bar, Text(f"{INDENT}meanwhile   {self._meanwhile()}"))
-
-    def _meanwhile(self) -> str:
-        failed = len(self._stream.failures)
-        return f"{self._stream.answered:,} answered" + (f", {failed:,} failed" if failed else "")
-
-
 def console_for(as_json: bool) -> Console:
     """Standard output; with JSON on it, standard error."""
-    return Console(stderr=as_json, highlight=False, markup=False)
+    return terminal.console(stderr=as_json)
 
 
 def shortened(text: str, width: int = 200) -> str:
@@ -273,12 +219,6 @@ def _table(label: str, others: int, result: Figures) -> Table:
     return table
 
 
-def _training(progress: Progress) -> str:
-    left = "" if progress.seconds_left is None else f"  {_minutes(progress.seconds_left)} left"
-    losses = f"forget {progress.forget_loss:.3f}  utility {progress.utility_loss:.3f}"
-    return f"epoch {progress.epoch}/{progress.epochs}  {losses}{left}"
-
-
 def _program() -> str:
     """How to call `amnestic` from here: by its name if the shell finds this one, else by its path."""
     here = Path(sys.executable).with_name("amnestic")
@@ -304,8 +244,3 @@ def _figure(value: float) -> str:
 
 def _count(value: int) -> str:
     return f"{value:,}"
-
-
-def _minutes(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"

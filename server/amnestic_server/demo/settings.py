@@ -40,6 +40,8 @@ class DemoSettings:
     server on two cores can answer."""
     shown: int = 4
     """Held-out documents that are shown."""
+    quiet: bool = False
+    """Show no bars."""
 
     @property
     def checkpoint(self) -> Path:

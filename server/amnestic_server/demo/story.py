@@ -5,10 +5,12 @@ import time
 from collections.abc import Sequence
 
 from amnestic_client import AsyncClient, Job, JobState, Prediction
+from amnestic_server.cli.progress import Bar
+from amnestic_server.cli.watch import JobProgress
 from amnestic_server.demo import model as models
 from amnestic_server.demo import quality, report
 from amnestic_server.demo.process import serving
-from amnestic_server.demo.report import Figures, JobView, Narrator
+from amnestic_server.demo.report import INDENT, Figures, Narrator
 from amnestic_server.demo.settings import DemoError, DemoSettings
 from amnestic_server.demo.stream import Phase, Stream
 from amnestic_unlearn import corpus as corpora
@@ -85,19 +87,19 @@ async def _forget_while_serving(
     say.documents(shown, first, version=1)
 
     say.step("Measure it over gRPC: F1, and a fresh probe on its features")
-    before = await quality.measure(client, settings.label, manifest.labels, probe, test)
+    before = await _measure(settings, client, manifest, probe, test)
     say.detail(_quality_facts(settings.label, before))
 
     say.step(f"Start {settings.clients} clients that keep predicting")
     async with Stream(client, [document.text for document in test], settings.clients, settings.pause) as stream:
-        await asyncio.sleep(settings.window)
+        await _wait(settings)
         say.detail(f"{stream.answered:,} answered in {settings.window:g} s, {len(stream.failures)} failed")
         say.step(f"Ask it to forget {settings.label}; the clients go on")
         job, seconds = await _forget(settings, say, client, stream)
-        await asyncio.sleep(settings.window)
+        await _wait(settings)
 
     say.step("Measure it again")
-    after = await quality.measure(client, settings.label, manifest.labels, probe, test)
+    after = await _measure(settings, client, manifest, probe, test)
     say.detail(_quality_facts(settings.label, after))
     say.step("Predict the same documents again")
     assert job.version is not None, "a job that succeeded has made a version"
@@ -114,7 +116,12 @@ async def _forget(settings: DemoSettings, say: Narrator, client: AsyncClient, st
     begun = time.monotonic()
     job = await client.unlearn(settings.label, method=settings.method, gates=settings.gates, reason="amnestic demo")
     watch = client.watch_job(job.job_id)
-    with JobView(say.console, stream) as view:
+
+    def meanwhile() -> str:
+        failed = len(stream.failures)
+        return f"meanwhile {stream.answered:,} answered" + (f", {failed:,} failed" if failed else "")
+
+    with JobProgress(quiet=settings.quiet, indent=len(INDENT), below=meanwhile) as view:
         async for job in watch:
             view.update(job)
     seconds = time.monotonic() - begun
@@ -125,6 +132,33 @@ async def _forget(settings: DemoSettings, say: Narrator, client: AsyncClient, st
     say.gates(job)
     say.detail(report.change_facts(job.change))
     return job, seconds
+
+
+async def _measure(
+    settings: DemoSettings,
+    client: AsyncClient,
+    manifest: Manifest,
+    probe: Sequence[Document],
+    test: Sequence[Document],
+) -> quality.Quality:
+    with Bar(quiet=settings.quiet, indent=len(INDENT)) as bar:
+        return await quality.measure(
+            client,
+            settings.label,
+            manifest.labels,
+            probe,
+            test,
+            lambda done, total: bar.update("documents", done, total),
+        )
+
+
+async def _wait(settings: DemoSettings) -> None:
+    """For the window in which predictions are timed."""
+    begun = time.monotonic()
+    with Bar(quiet=settings.quiet, indent=len(INDENT)) as bar:
+        while (passed := time.monotonic() - begun) < settings.window:
+            bar.update("timing predictions", passed, settings.window, left=settings.window - passed)
+            await asyncio.sleep(min(1.0, settings.window - passed))
 
 
 async def _ask(client: AsyncClient, documents: Sequence[Document]) -> tuple[Prediction, ...]:

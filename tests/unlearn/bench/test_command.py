@@ -6,7 +6,6 @@ import json
 import pytest
 from click.testing import CliRunner
 from huggingface_hub import constants
-from rich.console import Console
 from tiny import TINY, measured
 
 from amnestic_server.cli import bench_unlearn
@@ -132,9 +131,7 @@ def test_a_file_is_never_taken_for_a_corpus_that_is_built_in_or_for_another(corp
     for file, kept in zip(files, (documents, documents[1:]), strict=True):
         file.parent.mkdir()
         corpora.write(kept, file)
-    sources = bench_unlearn._sources(
-        ("eicu", *map(str, files)), ("renal", "alpha"), None, tmp_path, False, Console(quiet=True)
-    )
+    sources = bench_unlearn._sources(("eicu", *map(str, files)), ("renal", "alpha"), None, tmp_path, False)
     names = [source.name for source in sources]
     assert names == ["eicu", *(f"eicu-{corpora.digest(file)[:6]}" for file in files)]
     assert len(set(names)) == 3

@@ -98,7 +98,7 @@ def _train(
         shutil.rmtree(leftover, ignore_errors=True)
     source = _leave_out(corpus, without, place) if without else corpus
     begin = time.process_time()
-    train(source, place / CHECKPOINT, checkpoint=encoder.checkpoint(), settings=settings, quiet=True)
+    train(source, place / CHECKPOINT, checkpoint=encoder.checkpoint(), settings=settings)
     seconds = time.process_time() - begin
     record = json.dumps({"recipe": recipe, "seconds": seconds}, indent=1, sort_keys=True) + "\n"
     partial = place / f".{RECIPE}.partial"
