@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 import pytest
+from click.testing import CliRunner
 from e2e.harness import CANARY
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.sdk.trace import TracerProvider
@@ -22,7 +23,7 @@ from opentelemetry.trace import use_span
 from amnestic.v1 import prediction_pb2, prediction_pb2_grpc, unlearning_pb2, unlearning_pb2_grpc
 from amnestic_client import Client
 from amnestic_server import otel
-from amnestic_server.errors import StartError
+from amnestic_server.cli import group
 
 ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = "00f067aa0ba902b7"
@@ -154,10 +155,22 @@ def test_log_lines_of_a_call_carry_its_trace(server, until):
     assert line.endswith(f" trace={ID}")
 
 
-def test_the_extra_is_asked_for_only_by_the_flag(monkeypatch):
+def test_without_the_extra_the_flag_is_refused_and_the_environment_warned_of(serve, monkeypatch, caplog, tmp_path):
+    """The bundle that is not there ends the start that went on."""
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
-    with pytest.raises(StartError, match=r"install amnestic\[otel\]"):
-        otel.Spans()
+    arguments = serve(bundle=tmp_path / "nowhere", start=False).arguments
+
+    def start(*flags: str) -> str:
+        ended = CliRunner().invoke(group, ["serve", *arguments, *flags])
+        assert ended.exit_code == 1
+        return ended.stderr
+
+    assert "Error: --otel needs OpenTelemetry: install amnestic[otel]" in start("--otel")
+    assert "is this a bundle?" in start()
+    assert "OpenTelemetry" not in caplog.text
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    assert "is this a bundle?" in start()
+    assert "amnestic[otel] is not installed: no spans" in caplog.text
 
 
 @pytest.mark.parametrize(
