@@ -136,6 +136,10 @@ def test_names_with_a_separator_and_columns_of_yes_and_no(tmp_path: Path) -> Non
     ]
     _, by_columns = imported(tmp_path, columns, Columns(each=("is_*_now", "cardiac")))
     assert by_columns == by_separator == imported(tmp_path, rows)[1]
+    alone = Columns(each=("is_*_now", "cardiac"), group="text", id="text")
+    assert [document.labels for document in imported(tmp_path, columns, alone)[1]] == [
+        document.labels for document in by_columns
+    ]
     columns[4]["cardiac"] = SECRET
     assert refused(tmp_path, columns, Columns(each=("cardiac",))) == (
         "table.jsonl, row 5: the column 'cardiac' holds neither 0 nor 1"
@@ -342,3 +346,5 @@ def test_the_command_refuses_in_one_line(tmp_path: Path) -> None:
         "Error: t.csv: there is no column 'text'; its columns are note, group\n",
     )
     assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
+    lost = amnestic("--src", tmp_path, "--out", table)
+    assert lost.exit_code == 1 and "is one of the files to be read" in lost.stderr

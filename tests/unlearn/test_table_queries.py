@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import postgres as server
 import pytest
 from click.testing import CliRunner, Result
 from postgres import PASSWORD, Postgres
@@ -151,6 +150,10 @@ def test_a_password_comes_from_the_environment_or_a_file_and_is_never_shown(tmp_
     assert ask(url, out, PGPASSWORD=PASSWORD, PGPASSFILE=nowhere).exit_code == 0
     assert ask(url, out, PGPASSFILE=str(passes), PGPASSWORD=None).exit_code == 0
     assert ask("", out, AMNESTIC_DATABASE=secret, PGPASSFILE=nowhere).exit_code == 0
+    services = tmp_path / "services"
+    services.write_text(f"[notes]\nhost={notes.folder}\nuser=reader\ndbname=postgres\npassword={PASSWORD}\n")
+    given = {"PGSERVICEFILE": str(services), "PGPASSFILE": nowhere}
+    assert ask("postgresql:///?service=notes", out, **given).exit_code == 0
     for wrong in (ask(url, out, PGPASSWORD="no", PGPASSFILE=nowhere), ask(url, out, PGPASSFILE=nowhere)):
         assert wrong.exit_code == 1
         assert wrong.stderr.startswith("Error: PostgreSQL cannot be reached: it did not take the user's password")
@@ -212,8 +215,3 @@ def test_a_duckdb_file_that_another_writes_is_told(tmp_path: Path, folder: Path)
         other.communicate(b"\n", timeout=30)
     assert done.exit_code == 1 and "another process writes to it" in done.stderr, done.output
     assert ask(str(path), tmp_path / "c.parquet").exit_code == 0
-
-
-def test_postgres_is_found_where_it_is_installed() -> None:
-    found = server.programs()
-    assert found is None or (found / "initdb").is_file()

@@ -148,15 +148,15 @@ def _collect(connection: Any, rows: Iterable[TableRow], texts: Path) -> int:
         """
     )
     waiting: list[tuple[Any, ...]] = []
-    last, start = "", 0
+    last, start = b"", 0
     with texts.open("wb") as file:
         for row in rows:
             # Half a surrogate pair, which JSON can hold, is no character.
             data = row.text.encode(errors="replace")
             digest = hashlib.blake2b(b" ".join(data.split()), digest_size=16).hexdigest()
             # The rows of one id often follow one another.
-            if digest != last:
-                last, start = digest, file.tell()
+            if data != last:
+                last, start = data, file.tell()
                 file.write(data)
             waiting.append((row.number, row.id, row.group, row.split, list(row.labels), digest, start, len(data)))
             if len(waiting) == _BATCH:

@@ -6,7 +6,7 @@ Which of them become documents, and in which split, is left to `import_table`. W
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from amnestic_unlearn import label_forms
@@ -61,15 +61,7 @@ def complete(columns: Columns, source: Source) -> Columns:
     for column in (columns.text, *(each or (labels,)), split, group, columns.id):
         if column is not None:
             source.require(column)
-    return Columns(
-        text=columns.text,
-        labels=labels,
-        separator=columns.separator,
-        each=columns.each,
-        split=split,
-        group=group,
-        id=columns.id,
-    )
+    return replace(columns, labels=labels, split=split, group=group)
 
 
 def read(
@@ -91,12 +83,11 @@ def read(
     else:
         assert columns.labels is not None
         wanted, labels_of = [columns.labels], label_forms.one_column(source, columns.labels, columns.separator)
-    places = {}
+    width, places = len(wanted), {}
     for column in (columns.text, columns.split, columns.group, columns.id):
-        if column is not None:
+        if column is not None and column not in places:
             places[column] = len(wanted)
             wanted.append(column)
-    width = len(wanted) - len(places)
 
     def parse(number: int, part: str | None, values: Sequence[Any]) -> TableRow | None:
         def value(column: str) -> Any:

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from amnestic_server.cli.corpus_import import JSON, OUT, importing, names
 from amnestic_server.cli.render import print_json
-from amnestic_unlearn.corpus import SPLITS
+from amnestic_unlearn.corpus import SPLITS, CorpusError
 from amnestic_unlearn.import_table import Choice, ImportedTable, import_table
 from amnestic_unlearn.shares import SHARES
 from amnestic_unlearn.sources import Source, files, query, saved
@@ -186,6 +186,8 @@ def _source(options: Mapping[str, Any], out: Path) -> Iterator[Source]:
     elif saved.is_saved(Path(src)):
         yield saved.opened(Path(src))
     else:
+        if out.exists() and any(path.samefile(out) for path in files.find(src)):
+            raise CorpusError(f"{out} is to be written, and is one of the files to be read")
         yield files.opened(src, options["delimiter"])
 
 
