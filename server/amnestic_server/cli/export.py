@@ -116,8 +116,9 @@ def _names(value: str | None) -> tuple[str, ...]:
     """What an option lists, separated by commas, or a file that it names, one a line."""
     if value is None:
         return ()
-    path = Path(value)
-    listed = path.read_text(encoding="utf-8").splitlines() if path.is_file() else value.split(",")
+    # A long list is no path that may be looked for.
+    from_file = "," not in value and Path(value).is_file()
+    listed = Path(value).read_text(encoding="utf-8").splitlines() if from_file else value.split(",")
     return tuple(item.strip() for item in listed)
 
 
