@@ -48,6 +48,7 @@ def test_a_server_that_is_soon_full_answers_all_that_can_be(kind, small, documen
         else:
             assert type(one.error) is InvalidArgument
             assert one.error.detail == f"document {one.index + 1} {reason}"
+            assert [violation.field for violation in one.error.field_violations] == [f"documents[{one.index}]"]
     found = [[score.probability for score in one.prediction.scores] for one in answers if one.error is None]
     wanted = reference.probabilities(documents[: length - 2], None)
     np.testing.assert_allclose(found, np.tile(wanted, (ROUNDS, 1)), rtol=0, atol=1e-5)

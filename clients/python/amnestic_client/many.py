@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypeVar
 
 from amnestic_client import calls, convert, settings
-from amnestic_client.errors import AmnesticError, Internal, InvalidArgument, ResourceExhausted, Unavailable
+from amnestic_client.errors import (
+    AmnesticError,
+    FieldViolation,
+    Internal,
+    InvalidArgument,
+    ResourceExhausted,
+    Unavailable,
+)
 from amnestic_client.types import Answer, Model, PredictResult
 
 OnError: TypeAlias = Literal["raise", "return"]
@@ -20,6 +27,7 @@ Documents = TypeVar("Documents")
 Failure = TypeVar("Failure", bound=AmnesticError)
 
 _NUMBER = re.compile(r"^document (\d+)\b")
+_FIELD = re.compile(r"^documents\[\d+\]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,16 +208,25 @@ def checked(documents: Documents) -> Documents:
 
 def numbered(error: Failure, number: int) -> Failure:
     """The same error, counting the document from the start of the caller's input (from 1), not of its call."""
-    return type(error)(_NUMBER.sub(f"document {number}", error.detail))
+    told = type(error)(_NUMBER.sub(f"document {number}", error.detail))
+    told.reason = error.reason
+    told.field_violations = tuple(
+        FieldViolation(
+            _FIELD.sub(f"documents[{number - 1}]", one.field), _NUMBER.sub(f"document {number}", one.description)
+        )
+        for one in error.field_violations
+    )
+    return told
 
 
 def _size(document: str, number: int, limit: int) -> tuple[int, AmnesticError | None]:
     """Bytes that a document adds to a call, and why it cannot be sent, if it cannot."""
     try:
         convert.check_text(document, f"document {number}")
+        size = len(document.encode())
+        if size > limit:
+            raise InvalidArgument(f"document {number} is larger than {limit} bytes")
     except InvalidArgument as error:
+        error.field_violations = (FieldViolation(f"documents[{number - 1}]", error.detail),)
         return 0, error
-    size = len(document.encode())
-    if size > limit:
-        return 0, InvalidArgument(f"document {number} is larger than {limit} bytes")
     return size, None

@@ -9,12 +9,11 @@ from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from amnestic_server.cli.corpus_import import JSON, OUT, importing, names
-from amnestic_server.cli.render import print_json
+from amnestic_server.cli.progress import quiet_option
+from amnestic_server.cli.render import print_json, show
+from amnestic_server.cli.tables import Column, Fitted
 from amnestic_unlearn.corpus import SPLITS, CorpusError
 from amnestic_unlearn.import_table import Choice, ImportedTable, import_table
 from amnestic_unlearn.shares import SHARES
@@ -111,7 +110,7 @@ def _all(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 
 @click.command(name="table")
-@_all(*_SOURCE, OUT, *_COLUMNS, *_CHOICE, JSON)
+@_all(*_SOURCE, OUT, *_COLUMNS, *_CHOICE, quiet_option, JSON)
 @click.pass_context
 def table_command(context: click.Context, /, out: Path, as_json: bool, **options: Any) -> None:
     """Any table of documents, by the names of its columns: files, saved `datasets`, or a query.
@@ -147,8 +146,8 @@ def table_command(context: click.Context, /, out: Path, as_json: bool, **options
         shares=_shares(options["shares"]),
         seed=options["seed"],
     )
-    with importing(out) as show, _source(options, out) as source:
-        result = import_table(source, columns, choice, out, show)
+    with importing(out, options["quiet"]) as told, _source(options, out) as source:
+        result = import_table(source, columns, choice, out, told)
     if as_json:
         print_json({"out": str(out), **dataclasses.asdict(result)})
     else:
@@ -209,23 +208,22 @@ def _shares(given: str) -> dict[str, float]:
 
 
 def _print(out: Path, result: ImportedTable) -> None:
-    console = Console(highlight=False, markup=False)
-    console.print(f"{out}: {result.documents:,} documents of {result.rows:,} rows", soft_wrap=True)
-    table = Table(box=box.SIMPLE, pad_edge=False)
-    table.add_column("")
-    for heading in ("all", *SPLITS):
-        table.add_column(heading, justify="right")
-    for name, counts in (("documents", result.splits), *result.labels.items()):
-        table.add_row(name, f"{sum(counts.values()):,}", *(f"{counts[split]:,}" for split in SPLITS))
-    table.add_row("no label", f"{result.unlabelled:,}", *[""] * len(SPLITS), style="dim")
-    console.print(table)
+    columns = [Column("", words=True), *(Column(name, right=True) for name in ("all", *SPLITS))]
+    rows = [
+        (name, f"{sum(counts.values()):,}", *(f"{counts[split]:,}" for split in SPLITS))
+        for name, counts in (("documents", result.splits), *result.labels.items())
+    ]
+    unlabelled = ("no label", f"{result.unlabelled:,}", *[""] * len(SPLITS))
     left_out = [
         f"{count:,} {one if count == 1 else several}"
         for field, one, several in _LEFT_OUT
         if (count := getattr(result, field))
     ]
-    if left_out:
-        console.print(f"left out: {', '.join(left_out)}", soft_wrap=True)
+    show(
+        f"{out}: {result.documents:,} documents of {result.rows:,} rows",
+        Fitted(columns, [*rows, unlabelled]),
+        *([f"left out: {', '.join(left_out)}"] if left_out else []),
+    )
 
 
 def _warnings(result: ImportedTable) -> Iterator[str]:

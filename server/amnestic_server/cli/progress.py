@@ -98,7 +98,10 @@ class Bar:
         self._said, self._said_at = self._stage, now
 
     def _facts(self) -> list[str]:
-        facts = [] if self._left is None else [f"{duration(self._left)} left"]
+        # Where the total is not known, what is done is told by itself.
+        facts = [f"{self._done:,.0f}"] if self._done and not self._total else []
+        if self._left is not None:
+            facts.append(f"{duration(self._left)} left")
         if self._detail:
             facts.append(self._detail)
         if self._below is not None and not self._moves:
