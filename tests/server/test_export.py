@@ -187,9 +187,10 @@ def test_a_problem_type_that_contradicts_the_configuration_is_refused(
         export(source, tmp_path / "bundle", corpus=corpus_path, given=Given(ProblemType.SINGLE_LABEL))
 
 
-def test_a_manifest_from_before_the_problem_type_is_multi_label(bundle: Path, tmp_path: Path) -> None:
+def test_a_manifest_from_before_problem_type_and_width_is_read(bundle: Path, tmp_path: Path) -> None:
     fields = json.loads((bundle / "manifest.json").read_text())
     assert fields.pop("problem_type") == "multi_label"
+    assert fields.pop("embedding_size") == fields["hidden_size"]
     (tmp_path / "manifest.json").write_text(json.dumps(fields))
     assert Manifest.read(tmp_path) == Manifest.read(bundle)
     assert Manifest.read(tmp_path).problem_type is ProblemType.MULTI_LABEL

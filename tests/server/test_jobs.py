@@ -188,7 +188,9 @@ async def test_a_job_cancelled_before_its_first_step_is_not_lost(started, monkey
         monkeypatch.setattr(asyncio, "create_task", cancelled_at_once)
         await parts.jobs.cancel(first.record.job_id)
         assert (await parts.ended(job)).record.state is JobState.CANCELLED
-        assert (await done[0]).record.state is JobState.CANCELLED
+        # The cancellation that was asked for may come after the one that was forced.
+        (outcome,) = await asyncio.gather(*done, return_exceptions=True)
+        assert isinstance(outcome, PreconditionError) or outcome.record.state is JobState.CANCELLED
         assert [spec.forget for spec in parts.worker.specs] == [("beta",)]
 
 

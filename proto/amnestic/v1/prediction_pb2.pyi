@@ -523,7 +523,9 @@ class Load(_message.Message):
     window_seconds: _builtins.float
     """The time that the figures below are of: a minute, or less after a start."""
     calls: _builtins.int
-    """Predict calls that ended."""
+    """Calls that predict which ended, of both services; a request in a stream of
+    the Open Inference Protocol is one.
+    """
     failed_calls: _builtins.int
     """Those of them that ended in an error."""
     documents: _builtins.int

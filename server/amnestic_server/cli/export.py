@@ -71,14 +71,14 @@ def command(
     unlearning may change, stay outside it. The bundle is written only if it answers as the checkpoint does: the
     largest difference of a logit is at most 1e-4 on 64 documents of the corpus.
 
-    How long documents are read is part of the model, for its thresholds depend on it: a checkpoint of `amnestic train`
-    says it itself, and another is told with --long-documents. docs/models.md says which models there are ways for, and
-    what a checkpoint must hold.
+    Families: BERT, DistilBERT, RoBERTa, XLM-RoBERTa, CamemBERT and ELECTRA; docs/models.md says what a checkpoint may
+    look like. How long documents are read is part of the model, for its thresholds depend on it: a checkpoint of
+    `amnestic train` says it itself, and another is told with --long-documents.
 
     \b
     Examples:
       amnestic export --checkpoint checkpoint --out bundle
-      amnestic export --checkpoint someone/notes-roberta --revision 3f5c1d2 \\
+      amnestic export --checkpoint someone/notes-roberta --revision v1.2 \\
         --problem-type multi-label --labels cardiac,endocrine,renal --out bundle
     """
     # Torch and transformers: not for --help.
