@@ -3,6 +3,7 @@
 They are shared, so a test that changes a file works on a copy.
 """
 
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from postgres import Postgres
 
 sys.path.insert(0, str(Path(__file__).parent))
+# A shell that runs the tests in the background has them ignore Ctrl-C, and what they start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
