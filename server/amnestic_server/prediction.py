@@ -101,8 +101,8 @@ def check_texts(texts: Sequence[str], settings: Settings) -> None:
     """Raise InvalidArgumentError, naming the document by its position from 1, never by its text."""
     if not texts:
         raise InvalidArgumentError("the call has no document", field="documents")
-    if len(texts) > settings.max_documents:
-        raise InvalidArgumentError(f"the call has more than {settings.max_documents} documents", field="documents")
+    if len(texts) > settings.documents_a_call:
+        raise InvalidArgumentError(f"the call has more than {settings.documents_a_call} documents", field="documents")
     for position, text in enumerate(texts, start=1):
         if not text or text.isspace():
             raise InvalidArgumentError(f"document {position} is empty", field=f"documents[{position - 1}]")

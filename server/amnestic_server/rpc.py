@@ -78,7 +78,7 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):
             precision=manifest.precision,
             provider=self._engine.provider,
             max_tokens=manifest.max_tokens,
-            max_documents=self._settings.max_documents,
+            max_documents=self._settings.documents_a_call,
             max_document_bytes=self._settings.max_document_bytes,
             active_version=active.version,
             bundle_digest=self._bundle.digest,

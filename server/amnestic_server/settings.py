@@ -100,6 +100,11 @@ class Settings:
             _require(getattr(self, name) >= 0, name, "at least 0")
 
     @property
+    def documents_a_call(self) -> int:
+        """Most documents that one call can have: one with more than are ever admitted could only be refused as too full."""
+        return min(self.max_documents, self.max_concurrent_requests)
+
+    @property
     def max_message_bytes(self) -> int:
         """Largest gRPC message: a full call of the largest documents, bounded by 64 MiB, and room for framing."""
         return min(self.max_documents * self.max_document_bytes, 64 * 2**20) + 2**16

@@ -171,7 +171,7 @@ class Method(_message.Message):
     max_steps: _builtins.int
     """Most training steps for each label to forget; 0: as many as epochs give."""
     max_tokens: _builtins.int
-    """Tokens trained on of each document, from its beginning; 0: all."""
+    """Tokens trained on of each window of a document, from its start; 0: all."""
     def __init__(
         self,
         *,

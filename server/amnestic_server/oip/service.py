@@ -81,7 +81,7 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelConfig(self, request: oip.ModelConfigRequest, context: Context) -> oip.ModelConfigResponse:  # noqa: N802
         snapshot = self._snapshot(request.name, request.version)
         return oip.ModelConfigResponse(
-            config=describe.config(self._manifest, snapshot, self._settings.max_documents, self._engine.provider)
+            config=describe.config(self._manifest, snapshot, self._settings.documents_a_call, self._engine.provider)
         )
 
     @unary
@@ -158,7 +158,7 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         self._check_name(request.model_name, "model_name")
         pin = self._snapshots.pin(self._number(request.model_version, "model_version"))
         hold(pin.release)
-        asked = read(request, self._settings.max_documents, OUTPUTS)
+        asked = read(request, self._settings.documents_a_call, OUTPUTS)
         limits = [seconds for seconds in (context.time_remaining(), asked.seconds) if seconds is not None]
         try:
             scores = await self._predictor.predict(asked.texts, pin.snapshot, min(limits, default=None))

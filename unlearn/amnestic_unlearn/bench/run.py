@@ -38,7 +38,7 @@ from amnestic_unlearn.manifest import TOKENIZER, file_digest
 from amnestic_unlearn.spec import Progress
 from amnestic_unlearn.train_settings import TrainError
 from amnestic_unlearn.twin import Twin
-from amnestic_unlearn.windows import Windows
+from amnestic_unlearn.windows import Reading, Windows
 from amnestic_unlearn.worker import changed_only
 
 # Raised when what a row measures changes, so that older rows are measured anew.
@@ -58,7 +58,7 @@ class Workshop:
     plan: Plan
     _documents: dict[str, list[Document]] = field(default_factory=dict)
     _digests: dict[str, str] = field(default_factory=dict)
-    _tokens: dict[tuple[str, str, int], list[Windows]] = field(default_factory=dict)
+    _tokens: dict[tuple[str, str, Reading], list[Windows]] = field(default_factory=dict)
     _subject: tuple[Any, Subject] | None = None
     _golds: tuple[Any, dict[str, Gold]] | None = None
 
@@ -111,7 +111,7 @@ class Workshop:
         return golds[target]
 
     def _asked(self, case: Case, twin: Twin, checkpoint: Path, seconds: float) -> Subject:
-        key = case.source.path, file_digest(checkpoint / TOKENIZER), twin.manifest.max_tokens
+        key = case.source.path, file_digest(checkpoint / TOKENIZER), twin.manifest.reading
         documents = self.documents(case)
         if key not in self._tokens:
             self._tokens[key] = twin.tokenize([document.text for document in documents])
