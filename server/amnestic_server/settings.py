@@ -101,7 +101,7 @@ class Settings:
 
     @property
     def documents_a_call(self) -> int:
-        """Most documents that one call can have: one with more than are ever admitted could only be refused as too full."""
+        """Most documents of one call: with more than are ever admitted it would find the queue full for ever."""
         return min(self.max_documents, self.max_concurrent_requests)
 
     @property

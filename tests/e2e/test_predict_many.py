@@ -54,6 +54,11 @@ def test_a_server_that_is_soon_full_answers_all_that_can_be(kind, small, documen
     np.testing.assert_allclose(found, np.tile(wanted, (ROUNDS, 1)), rtol=0, atol=1e-5)
 
 
+def test_a_call_that_could_never_be_admitted_is_told_so(small, texts) -> None:
+    with pytest.raises(InvalidArgument, match="more than 8 documents"):
+        small.client.predict(texts[:1] * 9)
+
+
 def test_a_full_server_refused_calls_on_the_way(small) -> None:
     """So the test above was one."""
     assert small.metric("amnestic_requests_total", method="Predict", code="RESOURCE_EXHAUSTED")
