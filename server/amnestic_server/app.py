@@ -149,6 +149,7 @@ async def serve(settings: Settings, *, as_json: bool = False) -> None:
 
         log.info("draining")
         metrics.ready.set(0)
+        predictor.leave()
         await health.enter_graceful_shutdown()
         # So that who watches hears of it before a call is refused, and sends no more.
         await asyncio.sleep(settings.exit_notice_secs)

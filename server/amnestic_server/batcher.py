@@ -42,7 +42,7 @@ BACKGROUND_INTERVAL_SECONDS = 0.25
 # Who is refused is told to come back within these bounds, whatever the estimate.
 SHORTEST_RETRY_SECONDS = 0.01
 LONGEST_RETRY_SECONDS = 5.0
-# Weight of the newest batch in the estimate of the engine's speed.
+# Weight of what is newest in the estimates of the engine's speed and of documents' windows.
 NEWEST_BATCH_WEIGHT = 0.2
 RowOutput = tuple[NDArray[np.float32], NDArray[np.float32]]
 
@@ -202,6 +202,7 @@ class Batcher:
         self._closed = False
         self._open_documents = 0
         self._seconds_a_row = 0.0
+        self._rows_a_document = 1.0
         self._idle = asyncio.Event()
         self._idle.set()
         self._threads = [
@@ -282,7 +283,7 @@ class Batcher:
 
         Drawn, so that callers refused together don't come back together.
         """
-        drained = self._open_documents * self._seconds_a_row
+        drained = self._open_documents * self._rows_a_document * self._seconds_a_row
         drawn = drained * random.uniform(0.5, 1.0)  # noqa: S311  no secret
         return min(max(drawn, SHORTEST_RETRY_SECONDS), LONGEST_RETRY_SECONDS)
 
@@ -327,8 +328,10 @@ class Batcher:
         with self._lock:
             for call, texts in live:
                 call.timings.tokenizer = ended - call.admitted_at
+                rows = call.rows(list(islice(encoded, len(texts))))
+                self._rows_a_document += NEWEST_BATCH_WEIGHT * (len(rows) / len(texts) - self._rows_a_document)
                 try:
-                    self._traffic.put(call.rows(list(islice(encoded, len(texts)))))
+                    self._traffic.put(rows)
                 except QueueFullError:
                     self._post(call.fail, QueueFullError(self._retry_after()))
             self._notify_worker()
@@ -344,8 +347,9 @@ class Batcher:
             started = time.monotonic()
             output = self._run(prepared)
             seconds = time.monotonic() - started
-            newest = NEWEST_BATCH_WEIGHT if self._seconds_a_row else 1.0
-            self._seconds_a_row += newest * (seconds / len(batch) - self._seconds_a_row)
+            if not batch[0].call.background:
+                newest = NEWEST_BATCH_WEIGHT if self._seconds_a_row else 1.0
+                self._seconds_a_row += newest * (seconds / len(batch) - self._seconds_a_row)
         with self._lock:
             self._in_hand -= 1
             self._notify_worker()

@@ -7,6 +7,7 @@ the name of the cause, the field at fault, and when to try again.
 import asyncio
 import logging
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import wraps
 from typing import Any, NoReturn, TypeAlias, TypeVar
@@ -39,7 +40,9 @@ def _told(error: Exception) -> AmnesticError:
     """What a caller is told of an error; anything unforeseen says nothing of itself."""
     if isinstance(error, AmnesticError):
         return error
-    log.error("unforeseen %s", type(error).__name__, exc_info=error.with_traceback(error.__traceback__))
+    # Where, but not what it says: its text may hold a document.
+    where = "".join(traceback.format_tb(error.__traceback__))
+    log.error("unforeseen %s\n%s", type(error).__name__, where)
     return AmnesticError("internal error")
 
 
@@ -125,7 +128,7 @@ class _Measured:
                 code = "OK"
             case AmnesticError():
                 code = error.status
-            case asyncio.CancelledError():
+            case asyncio.CancelledError() | GeneratorExit():
                 code = "CANCELLED"
             case _:
                 code = "INTERNAL"

@@ -6,7 +6,8 @@
     ├── AlreadyExistsError     the request id or the label is taken by another job
     ├── PreconditionError      not in the present state of the server
     ├── QueueFullError         bounded queue is full; retry later
-    ├── DeadlineError          dropped before any compute was spent on it
+    ├── DeadlineError          dropped while it waited
+    ├── SlowReaderError        the caller of a stream left answers unread
     ├── DrainingError          the server is shutting down
     └── EngineError            the engine failed on this request alone
     StartError                 the server cannot start; for the operator, not for callers
@@ -41,7 +42,7 @@ class InvalidArgumentError(AmnesticError):
 
 
 class NotFoundError(AmnesticError):
-    """`resource` is the kind of what is not there: version, job or label."""
+    """`resource` is the kind of what is not there: version, job, label or model."""
 
     status = "NOT_FOUND"
     reason = "NOT_FOUND"
@@ -75,7 +76,15 @@ class DeadlineError(AmnesticError):
     reason = "DEADLINE_PASSED"
 
     def __init__(self) -> None:
-        super().__init__("the deadline passed before the request reached the engine")
+        super().__init__("the deadline passed while the request waited")
+
+
+class SlowReaderError(AmnesticError):
+    status = "RESOURCE_EXHAUSTED"
+    reason = "SLOW_READER"
+
+    def __init__(self) -> None:
+        super().__init__("the stream's answers were not read in time")
 
 
 class DrainingError(AmnesticError):

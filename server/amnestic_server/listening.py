@@ -98,7 +98,7 @@ def _bind_socket(server: grpc.aio.Server, path: Path, mode: int, stack: AsyncExi
     try:
         server.add_insecure_port(target)
         path.chmod(mode)
-        stack.callback(_remove, path, path.stat().st_ino)
+        stack.callback(_remove, path, _identity(path))
     except (RuntimeError, OSError) as error:
         raise StartError(f"cannot listen on {path}: is its directory there, and may it be written to?") from error
     finally:
@@ -124,7 +124,13 @@ def _make_way(path: Path) -> None:
         raise StartError(f"cannot listen on {path}: another server does")
 
 
-def _remove(path: Path, inode: int) -> None:
+def _identity(path: Path) -> tuple[int, int]:
+    """What tells a socket from another at its place: inodes are used again."""
+    state = path.stat()
+    return state.st_ino, state.st_ctime_ns
+
+
+def _remove(path: Path, identity: tuple[int, int]) -> None:
     """The socket, unless gRPC removed it when it stopped, or another server has it by now."""
-    if path.is_socket() and path.stat().st_ino == inode:
+    if path.is_socket() and _identity(path) == identity:
         path.unlink()

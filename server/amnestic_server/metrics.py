@@ -28,7 +28,9 @@ WINDOW_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256)
 TOKEN_BUCKETS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384)
 JOB_BUCKETS = (1, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21_600)
 # The methods that predict, as they are named in the metrics.
-PREDICT_METHODS = ("Predict",)
+# One request of a stream; the stream itself has the method's name.
+STREAMED = "ModelStreamInfer.request"
+PREDICT_METHODS = ("Predict", "ModelInfer", STREAMED)
 
 
 @dataclass(frozen=True, slots=True)

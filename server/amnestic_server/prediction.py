@@ -35,12 +35,16 @@ class DocumentScores:
 
 
 class Predictor:
-    """Answers documents with one snapshot, until it is told to drain; `draining` is set from then on."""
+    """Answers documents with one snapshot, until it is told to drain.
+
+    `draining` is set from then on, `leaving` from the notice before.
+    """
 
     def __init__(
         self, batcher: Batcher, manifest: Manifest, settings: Settings, metrics: Metrics, stats: InferenceStats
     ) -> None:
         self.draining = asyncio.Event()
+        self.leaving = False
         self._batcher = batcher
         self._thresholds = np.array(manifest.thresholds)
         self._problem_type = manifest.problem_type
@@ -49,8 +53,13 @@ class Predictor:
         self._stages = {stage: metrics.stage_seconds.labels(stage) for stage in ("tokenizer", "queue", "engine")}
         self._stats = stats
 
+    def leave(self) -> None:
+        """Tell who asks that the server will stop; documents are answered until it drains."""
+        self.leaving = True
+
     def drain(self) -> None:
         """Refuse new documents from now on."""
+        self.leaving = True
         self.draining.set()
 
     async def predict(

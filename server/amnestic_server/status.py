@@ -80,16 +80,21 @@ class LastMinute:
             self.read()
 
     def read(self) -> None:
-        """Take one."""
-        self._readings.append((time.monotonic(), self._metrics.predict_calls()))
+        """Take one, and drop those that nobody looks back on any more."""
+        now = time.monotonic()
+        self._readings.append((now, self._metrics.predict_calls()))
+        self._forget_before(now - WINDOW_SECONDS)
 
     def counts(self) -> tuple[float, CallCounts]:
         """The seconds that are looked back on, and the counts of the calls in them."""
         now = time.monotonic()
-        while len(self._readings) > 1 and self._readings[1][0] <= now - WINDOW_SECONDS:
-            self._readings.popleft()
+        self._forget_before(now - WINDOW_SECONDS)
         at, then = self._readings[0]
         return now - at, self._metrics.predict_calls() - then
+
+    def _forget_before(self, start: float) -> None:
+        while len(self._readings) > 1 and self._readings[1][0] <= start:
+            self._readings.popleft()
 
 
 class StatusReport:
@@ -127,7 +132,7 @@ class StatusReport:
         f1 = self._versions.f1_of_active
         return Status(
             server_version=amnestic.__version__,
-            draining=self._predictor.draining.is_set(),
+            draining=self._predictor.leaving,
             uptime_seconds=time.monotonic() - self._started,
             model=manifest.name,
             architecture=manifest.architecture,

@@ -12,7 +12,22 @@ PAGE = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text()
 JSON = PAGE.partition("## JSON")[2]
 
 
-@pytest.mark.parametrize("kind", ["Status", "Load", "Job", "JobSummary", "Progress", "Gate", "ChangeReport", "Version"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "Status",
+        "Load",
+        "Job",
+        "JobSummary",
+        "Progress",
+        "Gate",
+        "ChangeReport",
+        "Version",
+        "PredictResult",
+        "Prediction",
+        "LabelScore",
+    ],
+)
 def test_every_key_is_on_the_page(kind: str) -> None:
     keys = {field.name for field in dataclasses.fields(getattr(amnestic_client, kind))}
     assert keys <= set(re.findall(r"`(\w+)`", JSON))

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
-from client.commands import Run, abort, fits
+from client.commands import Run, fits
 
 from amnestic.v1 import prediction_pb2
 
@@ -82,21 +83,25 @@ def test_predict_splits_what_is_too_much_for_one_call(run: Run, server: Any) -> 
         predictions = [prediction_pb2.Prediction(tokens=int(text)) for text in request.documents]
         return prediction_pb2.PredictResponse(version=5, predictions=predictions)
 
-    server.script("GetModel", prediction_pb2.GetModelResponse(max_documents=2))
+    server.script("GetModel", prediction_pb2.GetModelResponse(max_documents=2, active_version=5))
     server.script("Predict", echo)
     result = run("predict", "--json", stdin="1\n2\n3\n4\n5\n")
     assert [prediction["tokens"] for prediction in json.loads(result.stdout)["predictions"]] == [1, 2, 3, 4, 5]
-    sent = [(list(request.documents), request.version) for request in server.asked("Predict")]
-    assert sent == [(["1", "2"], 0), (["3", "4"], 5), (["5"], 5)], "the first answer's version is pinned"
+    sent = sorted((list(request.documents), request.version) for request in server.asked("Predict"))
+    assert sent == [(["1", "2"], 5), (["3", "4"], 5), (["5"], 5)], "the version active at the start is pinned"
 
 
-def test_predict_says_in_which_part_a_document_was_refused(run: Run, server: Any) -> None:
-    answer = prediction_pb2.PredictResponse(version=5, predictions=[prediction_pb2.Prediction()] * 2)
+def test_predict_counts_documents_from_the_start_of_the_input(run: Run, server: Any) -> None:
+    def picky(request: Any, context: Any) -> prediction_pb2.PredictResponse:
+        if "3" in request.documents:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "document 1 is too large")
+        return prediction_pb2.PredictResponse(version=5, predictions=[prediction_pb2.Prediction()] * 2)
+
     server.script("GetModel", prediction_pb2.GetModelResponse(max_documents=2))
-    server.script("Predict", answer, abort("INVALID_ARGUMENT", "document 1 is too large"))
+    server.script("Predict", picky)
     result = run("predict", stdin="1\n2\n3\n")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == "Error: in documents 3 to 3: document 1 is too large (INVALID_ARGUMENT)\n"
+    assert result.stderr == "Error: document 3 is too large (INVALID_ARGUMENT)\n"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from amnestic_client import Client, InvalidArgument
 from amnestic_client.pandas import predict_frame
 
 COLUMNS = ["probability_renal", "probability_endocrine", "decision_renal", "decision_endocrine"]
-COLUMNS += ["version", "tokens", "truncated", "error"]
+COLUMNS += ["version", "tokens", "truncated", "windows", "error"]
 
 
 def answer(request: Any, context: grpc.ServicerContext) -> prediction_pb2.PredictResponse:
@@ -52,6 +52,7 @@ def expected(index: Any, lengths: list[int | None], errors: list[str | None]) ->
         pd.Series([None if length is None else 3 for length in lengths], dtype="Int64"),
         pd.Series(lengths, dtype="Int64"),
         pd.Series([None if length is None else length > 12 for length in lengths], dtype="boolean"),
+        pd.Series([None if length is None else 1 for length in lengths], dtype="Int64"),
         pd.Series(errors, dtype="string"),
     ]
     return pd.DataFrame(dict(zip(COLUMNS, columns, strict=True))).set_axis(index)

@@ -91,7 +91,7 @@ def test_the_worker_forgets_and_the_engine_answers_as_hugging_face(made: Path, c
     work(spec, made / "out", lambda progress: None)
 
     bundle, path = bundles.load(made / "bundle"), made / "out" / PATCH_FILE
-    engine, tokenizer = Engine(bundle), DocumentTokenizer(bundle.tokenizer, bundle.manifest.max_tokens)
+    engine, tokenizer = Engine(bundle), DocumentTokenizer(bundle.tokenizer, bundle.manifest.reading)
     patched = patched_snapshot(bundle, Patch.from_bytes(path.read_bytes()), 2, CPU)
     documents = corpora.read(corpus_path, splits=("test",))
     texts, reference = [document.text for document in documents], Reference(made / "checkpoint")

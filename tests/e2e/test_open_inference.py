@@ -137,7 +137,7 @@ def test_a_timeout_in_the_request_is_a_deadline(ask, texts):
     with pytest.raises(grpc.RpcError) as failure:
         ask(texts, parameters={"timeout": oip.InferParameter(int64_param=1)})
     assert failure.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert failure.value.details() == "the deadline passed before the request reached the engine"
+    assert failure.value.details() == "the deadline passed while the request waited"
 
 
 BAD = {

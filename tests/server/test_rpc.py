@@ -124,7 +124,7 @@ async def until(condition: Any) -> None:
         (errors.PreconditionError("not now"), "FAILED_PRECONDITION", "not now"),
         (errors.AlreadyExistsError("taken"), "ALREADY_EXISTS", "taken"),
         (errors.QueueFullError(), "RESOURCE_EXHAUSTED", "the queue is full; retry later"),
-        (errors.DeadlineError(), "DEADLINE_EXCEEDED", "the deadline passed before the request reached the engine"),
+        (errors.DeadlineError(), "DEADLINE_EXCEEDED", "the deadline passed while the request waited"),
         (errors.DrainingError(), "UNAVAILABLE", "the server is shutting down"),
         (errors.EngineError(), "INTERNAL", "the engine failed on this request"),
         (RuntimeError(SECRET), "INTERNAL", "internal error"),

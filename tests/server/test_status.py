@@ -57,6 +57,16 @@ def test_the_last_minute_forgets_what_is_older(monkeypatch):
     assert (seconds, counts.calls, counts.answered) == (65.0, 11, 11)
 
 
+def test_readings_are_few_though_nobody_asks(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(status_module.time, "monotonic", lambda: now[0])
+    last_minute = LastMinute(Metrics())
+    for _ in range(1000):
+        now[0] += status_module.READING_SECONDS
+        last_minute.read()
+    assert len(last_minute._readings) <= status_module.WINDOW_SECONDS / status_module.READING_SECONDS + 2
+
+
 async def test_readings_are_taken_while_the_server_runs(monkeypatch):
     monkeypatch.setattr(status_module, "READING_SECONDS", 0.01)
     monkeypatch.setattr(status_module, "WINDOW_SECONDS", 0.05)
@@ -74,7 +84,7 @@ async def test_jobs_and_versions_as_they_come_and_go(started, bundle):
     async with started() as parts:
         loaded = bundles.load(bundle)
         batcher = SimpleNamespace(open_documents=3, queue_rows=2, queue_tokens=77)
-        predictor = SimpleNamespace(draining=False)
+        predictor = SimpleNamespace(leaving=False)
         settings = SimpleNamespace(max_concurrent_requests=100, max_queue_tokens=1000)
         report = StatusReport(
             started=0.0,
@@ -104,7 +114,7 @@ async def test_jobs_and_versions_as_they_come_and_go(started, bundle):
 
         parts.worker.may_end.set()
         await parts.ended(alpha)
-        predictor.draining = True
+        predictor.leaving = True
         then = await report.now()
         assert (then.last_job.record.job_id, then.last_job.record.state) == (alpha.record.job_id, JobState.SUCCEEDED)
         assert (then.active_version, then.forgotten, then.draining) == (2, ("alpha",), True)

@@ -307,6 +307,7 @@ def test_the_command_writes_tells_and_warns(tmp_path: Path) -> None:
         "codes",
         "--labels-separator",
         ";",
+        "--quiet",
     )
     done = amnestic(*given, "--rename", "renal=kidney", "--shares", "train=0.5,gate=0.3,probe=0.1,test=0.1")
     assert done.exit_code == 0, done.output
@@ -348,3 +349,11 @@ def test_the_command_refuses_in_one_line(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
     lost = amnestic("--src", tmp_path, "--out", table)
     assert lost.exit_code == 1 and "is one of the files to be read" in lost.stderr
+
+
+@pytest.mark.parametrize(("field", "value"), [("labels", ["renal", "\ud800"]), ("group", "\ud800")])
+def test_half_a_character_is_refused(tmp_path: Path, field: str, value: Any) -> None:
+    rows = rows_of()
+    rows[3][field] = value
+    reason = refused(tmp_path, rows)
+    assert "row 4" in reason and "lone surrogate" in reason

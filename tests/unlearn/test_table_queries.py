@@ -80,7 +80,7 @@ each = pytest.mark.parametrize("place", DATABASES, indirect=True)
 
 @each
 def test_a_join_becomes_a_corpus(tmp_path: Path, place: str) -> None:
-    done = ask(place, tmp_path / "c.parquet")
+    done = ask(place, tmp_path / "c.parquet", *COLUMNS, "--quiet")
     assert done.exit_code == 0, done.output
     documents = corpus.read(tmp_path / "c.parquet")
     labels: dict[int, set[str]] = {}
@@ -188,10 +188,17 @@ def test_why_postgres_is_not_reached_is_told_without_the_url(
         ("postgresql://me@db/x?sslpassword=hush", True),
         ("postgresql://[me:hush@db", True),
         ("sqlite:///a:b@c.db", False),
+        ("host=db user=me Password = hush", True),
     ],
 )
-def test_a_password_in_a_url_is_found(url: str, has: bool) -> None:
+def test_a_password_in_a_place_is_found(url: str, has: bool) -> None:
     assert has_password(url) is has
+
+
+def test_the_words_of_a_connection_are_not_shown(tmp_path: Path) -> None:
+    done = ask("", tmp_path / "c.parquet", AMNESTIC_DATABASE=f"host=db user=me password={SECRET}")
+    assert done.exit_code == 1 and "a database is" in done.stderr
+    assert SECRET not in done.output
 
 
 def test_what_is_no_database_is_told(tmp_path: Path) -> None:

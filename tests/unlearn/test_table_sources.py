@@ -98,6 +98,8 @@ def test_names_of_files_say_the_split_if_there_are_two(tmp_path: Path) -> None:
         ("t.csv", "text,labels,text\na,b,c\n", "t.csv: there are several columns 'text'"),
         ("t.csv", "", "t.csv: there is no column 'text'; its first row does not look like a header"),
         ("t.jsonl", f'{{"text": "{SECRET}"}}\n{{"text": "{SECRET}\n', "t.jsonl, line 2: malformed"),
+        ("t.jsonl", f'{{"text": "{SECRET}", "labels": {"[" * 100_000}\n', "t.jsonl, line 1: malformed"),
+        ("t.jsonl", f'{{"text": "{SECRET}", "group": {"7" * 5_000}}}\n', "t.jsonl, line 1: malformed"),
         ("t.jsonl", f'["{SECRET}"]\n', "t.jsonl, line 1: not an object"),
         ("t.parquet", SECRET, "t.parquet: malformed, cannot be read as parquet"),
         ("t.jsonl.gz", SECRET, "t.jsonl.gz, after line 0: cannot be read to its end"),

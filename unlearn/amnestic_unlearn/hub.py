@@ -27,6 +27,7 @@ _PARTS = [
     "special_tokens_map.json",
     "added_tokens.json",
     "sentencepiece*",
+    "spiece*",
 ]
 _SAFE = "model*.safetensors*"
 _PICKLED = "pytorch_model*.bin*"

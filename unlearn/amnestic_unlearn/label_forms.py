@@ -98,12 +98,23 @@ def _written(text: str) -> list[Any]:
     raise CorpusError("the labels begin with [ and are not a list")
 
 
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 can write it: JSON can hold half a surrogate pair, which is no character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _name(item: Any, names: tuple[str, ...]) -> str:
     """The name of a label; empty if there is none."""
     if isinstance(item, str):
         name = item.strip()
         if len(name) > LONGEST:
             raise CorpusError(f"a label is longer than {LONGEST} characters")
+        if not is_unicode(name):
+            raise CorpusError("a label is not valid Unicode: it holds a lone surrogate")
         return name
     number = _whole(item)
     if not names:

@@ -177,4 +177,6 @@ def _tokenizer(checkpoint: str, folder: Path, config: Any) -> Any:
         raise unusable(
             checkpoint, f"its tokenizer has {len(tokenizer)} tokens, the embedding table only {config.vocab_size} rows"
         )
+    # As documents are cut in training and serving, whatever the tokenizer would do.
+    tokenizer.truncation_side = "right"
     return tokenizer

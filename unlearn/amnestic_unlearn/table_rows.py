@@ -139,6 +139,8 @@ def _key(value: Any, what: str) -> str:
     key = "" if value is None or value != value else str(value).strip()
     if not key or isinstance(value, bytes | list | dict):
         raise CorpusError(f"the {what} is empty, or neither a string nor a number")
+    if not label_forms.is_unicode(key):
+        raise CorpusError(f"the {what} is not valid Unicode: it holds a lone surrogate")
     return key
 
 

@@ -25,7 +25,7 @@ def predict_frame(
     """Classify the texts of a column; one row a row of the frame, under the frame's index.
 
     Columns: `probability_LABEL` (float) and `decision_LABEL` (boolean) for each label of the model, in its order, then
-    `version`, `tokens`, `truncated` and `error`. All rows are of one version, unless `pin` is false.
+    `version`, `tokens`, `truncated`, `windows` and `error`. All rows are of one version, unless `pin` is false.
 
     A row without a text (None, NaN, NA) is not sent: all its columns are missing. With `on_error="return"` so are
     those of a row that was refused, and `error` says why; "raise" raises the first such error, which names the
@@ -71,6 +71,7 @@ def _table(answers: list[Answer | None], labels: list[str], index: pd.Index) -> 
         "version": pd.Series([answer and answer.version for answer in given], dtype="Int64"),
         "tokens": pd.Series([one and one.tokens for one in predictions], dtype="Int64"),
         "truncated": pd.Series([one and one.truncated for one in predictions], dtype="boolean"),
+        "windows": pd.Series([one and one.windows for one in predictions], dtype="Int64"),
         "error": pd.Series(errors, dtype="string"),
     }
     return pd.DataFrame(columns).set_axis(index)

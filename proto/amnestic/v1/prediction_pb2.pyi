@@ -239,7 +239,7 @@ class GetModelResponse(_message.Message):
     name: _builtins.str
     """Name of the model, as its bundle has it."""
     architecture: _builtins.str
-    """bert, distilbert or roberta."""
+    """bert, distilbert, roberta, xlm-roberta, camembert or electra."""
     precision: _builtins.str
     """fp32."""
     provider: _builtins.str

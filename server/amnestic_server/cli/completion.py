@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
-from amnestic_client import AmnesticError, Client
+from amnestic_client import AmnesticError, Client, TlsError
 from amnestic_client.settings import TARGET
+from amnestic_server.cli.connection import TLS_OPTIONS, tls_of
 
 SHELLS = ("bash", "zsh", "fish")
 VARIABLE = "_AMNESTIC_COMPLETE"
@@ -85,9 +86,12 @@ def _offered(
     without: Iterable[str] = (),
 ) -> list[CompletionItem]:
     try:
-        with Client(context.params.get("server") or TARGET) as client:
+        with Client(
+            context.params.get("server") or TARGET,
+            tls=tls_of(**{name: context.params.get(name) for name in TLS_OPTIONS}),
+        ) as client:
             found = list(ask(client))
-    except (AmnesticError, ValueError):
+    except (AmnesticError, TlsError, ValueError):
         return []
     taken = set(without)
     return [

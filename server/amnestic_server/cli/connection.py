@@ -15,6 +15,7 @@ from amnestic_server.cli import exits, sections
 P = ParamSpec("P")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+TLS_OPTIONS = ("tls", "tls_ca", "tls_cert", "tls_key", "tls_server_name")
 QUERY_TIMEOUT = timeout_of("/amnestic.v1.PredictionService/Predict")
 ROLLBACK_TIMEOUT = timeout_of("/amnestic.v1.UnlearningService/Rollback")
 
@@ -79,7 +80,8 @@ def connected(function: Callable[Concatenate[Connection, P], None]) -> Callable[
         type=click.FloatRange(min=0, min_open=True),
         envvar="AMNESTIC_TIMEOUT",
         show_envvar=True,
-        help=f"Longest wait for an answer; {QUERY_TIMEOUT:g}, for a rollback {ROLLBACK_TIMEOUT:g}, unless given.",
+        help=f"Longest wait for an answer; {QUERY_TIMEOUT:g}, for a rollback {ROLLBACK_TIMEOUT:g}, unless given. A job"
+        " is watched for as long as it takes.",
     )
     @click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
     @functools.wraps(function)
@@ -95,8 +97,7 @@ def connected(function: Callable[Concatenate[Connection, P], None]) -> Callable[
         *args: P.args,
         **options: P.kwargs,
     ) -> None:
-        given = Tls(ca=tls_ca, certificate=tls_cert, key=tls_key, server_name=tls_server_name)
-        with _client(server, given if tls or given != Tls() else None) as client:
+        with _client(server, tls_of(tls, tls_ca, tls_cert, tls_key, tls_server_name)) as client:
             try:
                 function(Connection(client, server, timeout, as_json), *args, **options)
             except AmnesticError as error:
@@ -106,6 +107,14 @@ def connected(function: Callable[Concatenate[Connection, P], None]) -> Callable[
         "Connection", (one for one in sections.parameters(command) if one not in own and one.name != "as_json")
     )
     return command
+
+
+def tls_of(
+    tls: bool | None, tls_ca: Path | None, tls_cert: Path | None, tls_key: Path | None, tls_server_name: str | None
+) -> Tls | None:
+    """What the options of TLS say; None for plain text."""
+    given = Tls(ca=tls_ca, certificate=tls_cert, key=tls_key, server_name=tls_server_name)
+    return given if tls or given != Tls() else None
 
 
 def _client(server: str, tls: Tls | None) -> Client:

@@ -1,16 +1,17 @@
 """`amnestic predict`: documents from the command line, a file or a pipe, answered as a table or as JSON."""
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
 
 import click
 
-from amnestic_client import Client, InvalidArgument, PredictResult
+from amnestic_client import Client, Prediction, PredictResult
+from amnestic_client.settings import BATCH_DOCUMENTS
 from amnestic_server.cli import render
 from amnestic_server.cli.completion import versions
 from amnestic_server.cli.connection import Connection, connected
+from amnestic_server.cli.progress import Bar, quiet_option
 from amnestic_server.cli.sections import Sectioned
 
 EXAMPLE = """\b
@@ -31,16 +32,17 @@ Examples:
 )
 @click.option("--version", type=click.IntRange(min=1), help="Pin the version that answers.", shell_complete=versions)
 @click.option("--features", is_flag=True, help="With --json: also what the head sees of each document.")
+@quiet_option
 @connected
 def command(
-    connection: Connection, texts: tuple[str, ...], path: Path | None, version: int | None, features: bool
+    connection: Connection, texts: tuple[str, ...], path: Path | None, version: int | None, features: bool, quiet: bool
 ) -> None:
     """Classify documents: each TEXT, each line of a file, or each line of standard input.
 
     All of them are answered by one version.
     """
     documents = _documents(texts, path)
-    result = _predict(connection.client, documents, version, features, connection.timeout)
+    result = _predict(connection.client, documents, version, features, connection.timeout, quiet)
     if connection.as_json:
         render.print_json(result)
     else:
@@ -48,25 +50,23 @@ def command(
 
 
 def _predict(
-    client: Client, documents: list[str], version: int | None, features: bool, timeout: float | None
+    client: Client, documents: list[str], version: int | None, features: bool, timeout: float | None, quiet: bool
 ) -> PredictResult:
-    """One result for any number of documents, in as few calls as the server's limit allows.
-
-    The first call's version is pinned for the others, so that a swap in between does not mix two versions.
-    """
-    limit = len(documents) if len(documents) == 1 else client.get_model(timeout=timeout).max_documents
-    result = PredictResult(version or 0, ())
-    for start in range(0, len(documents), limit):
-        part = documents[start : start + limit]
-        try:
-            answer = client.predict(part, version=result.version or None, include_features=features, timeout=timeout)
-        except InvalidArgument as error:
-            if len(part) == len(documents):
-                raise
-            # The server counts documents from the start of the call.
-            raise InvalidArgument(f"in documents {start + 1} to {start + len(part)}: {error.detail}") from error
-        result = dataclasses.replace(answer, predictions=result.predictions + answer.predictions)
-    return result
+    """One result for any number of documents, all of one version: a swap in between does not mix two."""
+    if len(documents) == 1:
+        return client.predict(documents, version=version, include_features=features, timeout=timeout)
+    answered = version or 0
+    predictions: list[Prediction] = []
+    # A few are answered before anybody would look.
+    with Bar("predicting", quiet=quiet or len(documents) <= BATCH_DOCUMENTS) as bar:
+        for answer in client.predict_many(
+            documents, version=version, pin=True, include_features=features, timeout=timeout
+        ):
+            assert answer.prediction is not None, "an error would have been raised"
+            answered = answer.version or answered
+            predictions.append(answer.prediction)
+            bar.update("predicting", len(predictions), len(documents))
+    return PredictResult(answered, tuple(predictions))
 
 
 def _documents(texts: tuple[str, ...], path: Path | None) -> list[str]:

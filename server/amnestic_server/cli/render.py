@@ -159,10 +159,10 @@ def _plain(value: Any) -> Any:
 
 
 def show(*parts: Any) -> None:
-    """Print to standard output, as wide as the terminal."""
+    """Print to standard output, as wide as the terminal; a sentence may hold a path, which stays whole."""
     console = terminal.console()
     for part in parts:
-        console.print(part)
+        console.print(part, soft_wrap=isinstance(part, str))
 
 
 def _score_rows(prediction: Prediction) -> Iterable[tuple[str | Text, ...]]:

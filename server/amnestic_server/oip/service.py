@@ -4,18 +4,20 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
 
+import grpc.aio
+
 from amnestic import __version__
 from amnestic.oip import open_inference_pb2 as oip
 from amnestic.oip import open_inference_pb2_grpc
 from amnestic_server.bundle import Bundle
 from amnestic_server.calls import Context, unary, within_stream
 from amnestic_server.engine import Engine
-from amnestic_server.errors import AmnesticError, DrainingError, InvalidArgumentError, NotFoundError
+from amnestic_server.errors import AmnesticError, DrainingError, InvalidArgumentError, NotFoundError, SlowReaderError
 from amnestic_server.inference_stats import InferenceStats
-from amnestic_server.metrics import Metrics
+from amnestic_server.metrics import STREAMED, Metrics
 from amnestic_server.oip import describe
 from amnestic_server.oip.answer import OUTPUTS, answer
-from amnestic_server.oip.request import read, version_number
+from amnestic_server.oip.request import INPUT, read, version_number
 from amnestic_server.prediction import Predictor
 from amnestic_server.settings import Settings
 from amnestic_server.snapshot import Snapshot, Snapshots
@@ -24,8 +26,8 @@ from amnestic_server.versions import Versions
 EXTENSIONS = ("classification", "model_configuration", "parameters", "statistics")
 # Requests of one stream that may be unanswered; no more are read, so that a stream can't fill the server's memory.
 MAX_OPEN_REQUESTS = 64
-# What a request of a stream is counted as; the stream itself has the method's name.
-STREAMED = "ModelStreamInfer.request"
+# Who leaves an answer unread for so long loses its stream: until then the answer holds its version, and a swap waits.
+WRITE_SECONDS = 30.0
 
 Hold = Callable[[Callable[[], None]], object]
 
@@ -58,7 +60,7 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
 
     @unary
     async def ServerReady(self, request: oip.ServerReadyRequest, context: Context) -> oip.ServerReadyResponse:  # noqa: N802
-        return oip.ServerReadyResponse(ready=not self._draining)
+        return oip.ServerReadyResponse(ready=not self._leaving)
 
     @unary
     async def ModelReady(self, request: oip.ModelReadyRequest, context: Context) -> oip.ModelReadyResponse:  # noqa: N802
@@ -66,7 +68,7 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
             self._snapshot(request.name, request.version)
         except NotFoundError:
             return oip.ModelReadyResponse(ready=False)
-        return oip.ModelReadyResponse(ready=not self._draining)
+        return oip.ModelReadyResponse(ready=not self._leaving)
 
     @unary
     async def ServerMetadata(self, request: oip.ServerMetadataRequest, context: Context) -> oip.ServerMetadataResponse:  # noqa: N802
@@ -117,14 +119,17 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelStreamInfer(self, requests: AsyncIterator[oip.ModelInferRequest], context: Context) -> None:  # type: ignore[override]  # noqa: N802
         """Answers in the order of the requests, as many at a time as `MAX_OPEN_REQUESTS`.
 
-        A server that drains reads no more, answers what it has read, and ends the stream with UNAVAILABLE.
+        A server that drains reads no more, answers what it has begun, and ends the stream with UNAVAILABLE.
         """
-        async with asyncio.TaskGroup() as group:
-            reading = group.create_task(self._read(requests, context, group))
-            draining = group.create_task(self._predictor.draining.wait())
-            await asyncio.wait((reading, draining), return_when=asyncio.FIRST_COMPLETED)
-            cut = reading.cancel()
-            draining.cancel()
+        try:
+            async with asyncio.TaskGroup() as group:
+                reading = group.create_task(self._read(requests, context, group))
+                draining = group.create_task(self._predictor.draining.wait())
+                await asyncio.wait((reading, draining), return_when=asyncio.FIRST_COMPLETED)
+                cut = reading.cancel()
+                draining.cancel()
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
         if cut:
             raise DrainingError
 
@@ -149,9 +154,18 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         with ExitStack() as stack:
             stack.callback(left.set)
             infer = self._infer(request, context, stack.callback)
-            answered = await within_stream(self.metrics, STREAMED, infer)
+            answered = _streamed(request.id, await within_stream(self.metrics, STREAMED, infer))
+            # Its texts need not stay in memory until its turn.
+            del request, infer
             await before.wait()
-            await context.write(_streamed(request, answered))
+            try:
+                async with asyncio.timeout(WRITE_SECONDS):
+                    await context.write(answered)
+            except TimeoutError:
+                raise SlowReaderError from None
+            except grpc.aio.BaseError:
+                # The caller is gone.
+                raise asyncio.CancelledError from None
 
     async def _infer(self, request: oip.ModelInferRequest, context: Context, hold: Hold) -> oip.ModelInferResponse:
         """Answer a request; `hold` is given what lets go of its version."""
@@ -164,12 +178,12 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
             scores = await self._predictor.predict(asked.texts, pin.snapshot, min(limits, default=None))
         except InvalidArgumentError as error:
             # It speaks of documents by number, which the texts of both services share, and names a native field.
-            raise InvalidArgumentError(str(error), field="inputs[0]") from None
+            raise InvalidArgumentError(f"input {INPUT}: {error}", field="inputs[0]") from None
         return answer(request, asked, scores, pin.snapshot.version, self._manifest)
 
     @property
-    def _draining(self) -> bool:
-        return self._predictor.draining.is_set()
+    def _leaving(self) -> bool:
+        return self._predictor.leaving
 
     def _snapshot(self, name: str, version: str) -> Snapshot:
         """What a request describes by name and version; raises NotFoundError or InvalidArgumentError."""
@@ -190,17 +204,16 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
     def _why_not_ready(self, version: int) -> str:
         if version not in self._snapshots.versions:
             return "its patch cannot be read"
-        return "the server is shutting down" if self._draining else ""
+        return "the server is shutting down" if self._leaving else ""
 
 
-def _streamed(
-    request: oip.ModelInferRequest, answered: oip.ModelInferResponse | AmnesticError
-) -> oip.ModelStreamInferResponse:
+def _streamed(name: str, answered: oip.ModelInferResponse | AmnesticError) -> oip.ModelStreamInferResponse:
+    """What a stream says of the request with the id `name`."""
     # Triton's clients ask which of a request's answers is the last; here each has one.
     final = {"triton_final_response": oip.InferParameter(bool_param=True)}
     if isinstance(answered, AmnesticError):
         parameters = final | {"status": oip.InferParameter(string_param=answered.status)}
-        failed = oip.ModelInferResponse(id=request.id, parameters=parameters)
+        failed = oip.ModelInferResponse(id=name, parameters=parameters)
         return oip.ModelStreamInferResponse(error_message=str(answered), infer_response=failed)
     answered.parameters["triton_final_response"].bool_param = True
     return oip.ModelStreamInferResponse(infer_response=answered)

@@ -30,6 +30,7 @@ class Predictor:
 
     def __init__(self) -> None:
         self.draining = asyncio.Event()
+        self.leaving = False
         self.may_go_on = asyncio.Event()
         self.may_go_on.set()
         self.open = self.asked = 0
@@ -57,8 +58,9 @@ class Predictor:
 @asynccontextmanager
 async def serving() -> AsyncIterator[Any]:
     base = Snapshot(1, frozenset(), None, None, torch.zeros(1, 1), torch.zeros(1))
-    manifest = SimpleNamespace(name="toy", labels=("a", "b"), feature_size=2)
-    parts: Any = SimpleNamespace(predictor=Predictor(), metrics=Metrics(), snapshots=Snapshots(base))
+    labels = ["a", "b"]
+    manifest = SimpleNamespace(name="toy", labels=labels, feature_size=2)
+    parts: Any = SimpleNamespace(predictor=Predictor(), metrics=Metrics(), snapshots=Snapshots(base), labels=labels)
 
     async def records() -> list[Any]:
         return [(SimpleNamespace(version=version), {}) for version in (1, 2)]
@@ -70,7 +72,7 @@ async def serving() -> AsyncIterator[Any]:
         InferenceStats(),
         SimpleNamespace(manifest=manifest),  # type: ignore[arg-type]
         None,  # type: ignore[arg-type]
-        SimpleNamespace(max_documents=8),  # type: ignore[arg-type]
+        SimpleNamespace(documents_a_call=8),  # type: ignore[arg-type]
         parts.metrics,
     )
     server = grpc.aio.server()
@@ -153,12 +155,13 @@ async def test_a_stream_is_answered_in_order_and_goes_on_after_errors():
         assert counted(parts, "ModelInfer", "OK") is None
 
 
-async def test_an_unforeseen_error_says_nothing_and_ends_no_stream():
+async def test_an_unforeseen_error_says_nothing_and_ends_no_stream(caplog):
     async with serving() as parts:
         parts.predictor.error = KeyError(SECRET)
         requests = [asking("fail"), asking("one")]
         answers = [answer async for answer in parts.stub.ModelStreamInfer(iter(requests), timeout=5)]
         assert [answer.error_message for answer in answers] == ["internal error", ""]
+    assert "unforeseen KeyError" in caplog.text and SECRET not in caplog.text
 
 
 async def test_a_stream_reads_no_more_than_it_may_have_open():
@@ -213,7 +216,7 @@ async def test_while_draining_the_server_lives_and_is_not_ready():
         assert (await parts.stub.ServerReady(ready)).ready
         assert (await parts.stub.ModelReady(model)).ready
         assert [entry.version for entry in (await parts.stub.RepositoryIndex(index)).models] == ["1"]
-        parts.predictor.draining.set()
+        parts.predictor.leaving = True
         assert (await parts.stub.ServerLive(oip.ServerLiveRequest())).live
         assert not (await parts.stub.ServerReady(ready)).ready
         assert not (await parts.stub.ModelReady(model)).ready
@@ -223,6 +226,9 @@ async def test_while_draining_the_server_lives_and_is_not_ready():
             ("1", "UNAVAILABLE", "the server is shutting down"),
             ("2", "UNAVAILABLE", "its patch cannot be read"),
         ]
+        # Until the notice is over, calls are answered.
+        await parts.stub.ModelInfer(asking("one"), timeout=5)
+        parts.predictor.draining.set()
         with pytest.raises(grpc.aio.AioRpcError) as failure:
             await parts.stub.ModelInfer(asking("one"), timeout=5)
         assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
@@ -246,3 +252,34 @@ def test_no_two_services_share_a_method_name():
     services = [service for file in files for service in file.DESCRIPTOR.services_by_name.values()]
     methods = [method.name for service in services for method in service.methods]
     assert len(services) == 3 and len(methods) == len(set(methods))
+
+
+async def test_who_reads_no_answers_holds_no_version(monkeypatch):
+    monkeypatch.setattr("amnestic_server.oip.service.WRITE_SECONDS", 0.5)
+    async with serving() as parts:
+        stream = parts.stub.ModelStreamInfer(timeout=30)
+        # Answers of more bytes than flow control lets pass unread.
+        parts.labels[:] = ["x" * 200_000, "y"]
+        for number in range(40):
+            await stream.write(asking(str(number)))
+        await until(lambda: parts.predictor.asked == 40)
+        parts.snapshots.add(Snapshot(2, frozenset(), None, None, torch.zeros(1, 1), torch.zeros(1)))
+        parts.snapshots.activate(2)
+        await asyncio.wait_for(parts.snapshots.drained(), 10)
+        assert parts.snapshots._pins == {}
+        stream.cancel()
+    assert counted(parts, "ModelStreamInfer", "RESOURCE_EXHAUSTED") == 1
+
+
+async def test_a_caller_that_goes_while_answers_wait_is_no_fault_of_the_server(caplog):
+    async with serving() as parts:
+        parts.labels[:] = ["x" * 200_000, "y"]
+        stream = parts.stub.ModelStreamInfer(timeout=30)
+        for number in range(40):
+            await stream.write(asking(str(number)))
+        await until(lambda: parts.predictor.asked == 40)
+        await asyncio.sleep(0.1)
+        stream.cancel()
+        await until(lambda: counted(parts, "ModelStreamInfer", "CANCELLED") == 1)
+        assert parts.snapshots._pins == {}
+    assert "unforeseen" not in caplog.text

@@ -53,9 +53,9 @@ _Fetch = Callable[[], Sequence[Sequence[Any]]]
 
 
 def has_password(database: str) -> bool:
-    """Whether a password stands in a URL, where others could read it on a command line."""
+    """Whether a password stands in it, a URL or not, where others could read it on a command line."""
     if not database.startswith(_POSTGRES):
-        return False
+        return re.search(r"\bpassword\s*=", database, re.IGNORECASE) is not None
     try:
         url = urlsplit(database)
         return url.password is not None or any("password" in key for key in parse_qs(url.query))
@@ -92,7 +92,8 @@ def _rows(names: Sequence[str], fetch: _Fetch, columns: Sequence[str], progress:
 
 def _file(database: str, sql: str, seconds: float, spill: Path) -> Any:
     scheme = next((scheme for scheme in _FILES if database.startswith(scheme)), "")
-    if "://" in database and not scheme:
+    # Something else, such as the words of a connection, may hold a password: it is not shown.
+    if not scheme and ("://" in database or ("=" in database and not Path(database).exists())):
         raise CorpusError(f"a database is {', '.join((_POSTGRES[1], *_FILES))} or a file")
     path = Path(database.removeprefix(scheme))
     try:
