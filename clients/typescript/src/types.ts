@@ -222,7 +222,7 @@ export interface ClientOptions {
   readonly tls?: boolean | Tls | undefined;
   /** Longest wait for an answer, for calls that don't give their own. */
   readonly timeoutMs?: number | undefined;
-  /** Compress what is sent. */
+  /** Compress requests, and ask for compressed answers. */
   readonly compression?: "gzip" | undefined;
 }
 
