@@ -81,8 +81,11 @@ export function model(response: prediction.GetModelResponse): types.Model {
     labels: response.labels.map((label) => ({ ...plain(label), threshold: label.threshold })),
     activeVersion: Number(response.activeVersion),
     parameters: Number(response.parameters),
-    // Servers from before it was told are all multi-label.
+    // Servers from before it was told are all multi-label, and cut long documents.
     problemType: response.problemType || "multi_label",
+    longDocuments: response.longDocuments || "truncate",
+    maxWindows: response.maxWindows || 1,
+    pooling: response.pooling || "max",
   };
 }
 
@@ -122,6 +125,7 @@ function predictionOf(message: prediction.Prediction): types.Prediction {
     ...plain(message),
     scores: message.scores.map(plain),
     decided: message.scores.filter((score) => score.decision).map((score) => score.label),
+    windows: message.windows || 1,
   };
 }
 

@@ -62,7 +62,7 @@ export interface Label {
 /** The model being served and its limits. */
 export interface Model {
   readonly name: string;
-  /** bert, distilbert or roberta. */
+  /** bert, distilbert, roberta, xlm-roberta, camembert or electra. */
   readonly architecture: string;
   readonly labels: readonly Label[];
   readonly precision: string;

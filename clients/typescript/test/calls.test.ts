@@ -16,7 +16,7 @@ const PREDICTED = {
   version: 3n,
   predictions: [
     { scores: SCORES, tokens: 12, features: [0.5, -1] },
-    { scores: SCORES, tokens: 128, truncated: true },
+    { scores: SCORES, tokens: 128, truncated: true, windows: 2 },
   ],
 };
 const FINISHED = {
@@ -61,8 +61,8 @@ test("a prediction is read in full", async (t) => {
   assert.deepEqual(result, {
     version: 3,
     predictions: [
-      { scores, decided: ["renal"], tokens: 12, truncated: false, features: [0.5, -1] },
-      { scores, decided: ["renal"], tokens: 128, truncated: true, features: [] },
+      { scores, decided: ["renal"], tokens: 12, truncated: false, features: [0.5, -1], windows: 1 },
+      { scores, decided: ["renal"], tokens: 128, truncated: true, features: [], windows: 2 },
     ],
   });
 });
@@ -100,7 +100,12 @@ test("the model, and one without thresholds", async (t) => {
   server.script("GetModel", { name: "eicu", labels, maxDocuments: 128, parameters: 7n, activeVersion: 2n });
   const model = await clientOf(t, server.target).getModel();
   assert.deepEqual([model.name, model.maxDocuments, model.parameters, model.activeVersion], ["eicu", 128, 7, 2]);
-  assert.equal(model.problemType, "multi_label", "a server from before it was told");
+  const { problemType, longDocuments, windowOverlap, maxWindows, pooling } = model;
+  assert.deepEqual(
+    [problemType, longDocuments, windowOverlap, maxWindows, pooling],
+    ["multi_label", "truncate", 0, 1, "max"],
+    "a server from before they were told",
+  );
   assert.deepEqual(model.labels, [
     { name: "renal", threshold: 0.5, forgotten: false },
     { name: "cardiac", threshold: undefined, forgotten: true },
