@@ -16,6 +16,7 @@ import type {
   PredictManyOptions,
   PredictOptions,
   PredictResult,
+  Status,
   UnlearnOptions,
   Version,
 } from "./types.js";
@@ -76,6 +77,12 @@ export class AmnesticClient {
   async getModel(options: CallOptions = {}): Promise<Model> {
     const { method } = PredictionService;
     return convert.model(await this.#transport.unary(method.getModel, {}, this.#within(options)));
+  }
+
+  /** How the server is: what serves and how well, under what load, and which job runs. One that drains answers too. */
+  async status(options: CallOptions = {}): Promise<Status> {
+    const { method } = PredictionService;
+    return convert.status(await this.#transport.unary(method.getStatus, {}, this.#within(options)));
   }
 
   /** Ask for labels to be forgotten; answers at once with the job. */

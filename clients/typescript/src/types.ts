@@ -87,6 +87,52 @@ export interface Model {
   readonly pooling: string;
 }
 
+/** Whether the server takes calls. UNSPECIFIED also stands for a state newer than this client. */
+export type ServerState = "UNSPECIFIED" | "SERVING" | "DRAINING";
+
+/** What is in hand beside its limits, and the Predict calls of the last `windowSeconds`. */
+export interface Load {
+  readonly openDocuments: number;
+  readonly maxOpenDocuments: number;
+  readonly queuedDocuments: number;
+  readonly queuedTokens: number;
+  readonly maxQueuedTokens: number;
+  readonly windowSeconds: number;
+  readonly calls: number;
+  /** Those of `calls` that ended in an error. */
+  readonly failedCalls: number;
+  readonly documents: number;
+  /** Of the calls that were answered; undefined without any, as is the next. */
+  readonly p50Seconds: number | undefined;
+  readonly p99Seconds: number | undefined;
+}
+
+/** The server at one moment. */
+export interface Status {
+  readonly serverVersion: string;
+  readonly state: ServerState;
+  readonly uptimeSeconds: number;
+  readonly model: string;
+  readonly architecture: string;
+  readonly precision: string;
+  readonly provider: string;
+  readonly activeVersion: number;
+  /** Labels that the active version has forgotten. */
+  readonly forgotten: readonly string[];
+  /**
+   * F1 of the active version by label forgotten, on the gate split. Empty without a corpus, and until it has been
+   * measured.
+   */
+  readonly forgetF1: Readonly<Record<string, number>>;
+  /** The same of the other labels. */
+  readonly retainF1: Readonly<Record<string, number>>;
+  readonly load: Load;
+  readonly queuedJobs: number;
+  readonly runningJob: JobSummary | undefined;
+  /** The one that ended last, whatever the end. */
+  readonly lastJob: JobSummary | undefined;
+}
+
 /**
  * Settings of STEU (arXiv 2603.19302). What is undefined takes the preset's value; no preset, the server's default one.
  */
@@ -187,6 +233,12 @@ export interface Job {
   /** The limits that were looser than the server's defaults. */
   readonly relaxedGates: readonly string[];
 }
+
+/** A job in short: without its reason, its settings and the word pieces that it changed. */
+export type JobSummary = Pick<
+  Job,
+  "jobId" | "state" | "labels" | "dryRun" | "progress" | "version" | "error" | "startedAt" | "finishedAt"
+>;
 
 /** The base (no job, no patch) or the base with one patch. */
 export interface Version {

@@ -150,6 +150,15 @@ describe("a real server", { skip }, () => {
     assert.ok(last.createdAt && last.finishedAt && last.createdAt < last.finishedAt);
   });
 
+  test("it tells how it is", async () => {
+    const status = await client.status();
+    const { state, activeVersion, forgotten, lastJob, runningJob, load } = status;
+    assert.deepEqual([state, activeVersion, forgotten, runningJob], ["SERVING", 2, [FORGOTTEN], undefined]);
+    assert.deepEqual([lastJob?.state, lastJob?.labels, lastJob?.version], ["SUCCEEDED", [FORGOTTEN], 2]);
+    assert.deepEqual([Object.keys(status.forgetF1), Object.keys(status.retainF1).length], [[FORGOTTEN], 3]);
+    assert.ok(status.uptimeSeconds > 0 && load.maxOpenDocuments > 0);
+  });
+
   test("the version made is active, and the one before can still answer", async () => {
     const versions = await client.listVersions();
     assert.deepEqual(
