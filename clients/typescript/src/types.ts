@@ -292,11 +292,11 @@ export interface PredictOptions extends CallOptions {
   readonly includeFeatures?: boolean | undefined;
 }
 
-/** `timeoutMs` holds for each call of one batch. */
+/** `timeoutMs` holds for each batch, repetitions and pauses included; 120 s by default. */
 export interface PredictManyOptions extends PredictOptions {
   /** Most calls in flight, and so most batches read ahead of the answers taken. */
   readonly concurrency?: number | undefined;
-  /** Most documents in a call; never more than the server allows. */
+  /** Most documents in a call; never more than the server allows, nor than 3 MiB of several. */
   readonly batch?: number | undefined;
   /** Answer all by the version that is active at the beginning, even if another becomes so. */
   readonly pin?: boolean | undefined;
