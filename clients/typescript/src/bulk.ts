@@ -4,6 +4,7 @@ import { setMaxListeners } from "node:events";
 
 import { AmnesticError, cancelledBy, errorOf, InvalidArgument, ResourceExhausted } from "./errors.js";
 import { pause } from "./pause.js";
+import { BATCH_BYTES } from "./settings.js";
 import type { Answer, PredictManyOptions, PredictOptions, PredictResult } from "./types.js";
 
 type Predict = (texts: readonly string[], options: PredictOptions) => Promise<PredictResult>;
@@ -126,16 +127,27 @@ async function* inBatches(
   texts: Iterable<string> | AsyncIterable<string>,
   plan: Promise<Plan>,
 ): AsyncGenerator<Batch, void> {
-  let start = 0;
-  let batch: string[] = [];
+  let batch: Batch & { texts: string[] } = { start: 0, texts: [] };
+  let bytes = 0;
+  const cut = (): Batch => {
+    const done = batch;
+    batch = { start: done.start + done.texts.length, texts: [] };
+    bytes = 0;
+    return done;
+  };
   for await (const text of texts) {
-    batch.push(text);
-    if (batch.length < (await plan).batch) continue;
-    yield { start, texts: batch };
-    start += batch.length;
-    batch = [];
+    const size = sizeOf(text);
+    if (batch.texts.length > 0 && bytes + size > BATCH_BYTES) yield cut();
+    batch.texts.push(text);
+    bytes += size;
+    if (batch.texts.length >= (await plan).batch) yield cut();
   }
-  if (batch.length > 0) yield { start, texts: batch };
+  if (batch.texts.length > 0) yield cut();
+}
+
+/** Bytes that a document adds to a call; what is no string is refused when its batch is sent. */
+function sizeOf(text: unknown): number {
+  return typeof text === "string" ? Buffer.byteLength(text) : 0;
 }
 
 /** The first of the promises; rejects with Cancelled as soon as the signal says so. */

@@ -1,3 +1,5 @@
+import type { DescMessage, DescMethodUnary, MessageInitShape, MessageShape } from "@bufbuild/protobuf";
+
 import { predictMany } from "./bulk.js";
 import * as convert from "./convert.js";
 import { DeadlineExceeded, InvalidArgument, Unavailable } from "./errors.js";
@@ -16,6 +18,7 @@ import type {
   PredictManyOptions,
   PredictOptions,
   PredictResult,
+  Status,
   UnlearnOptions,
   Version,
 } from "./types.js";
@@ -25,7 +28,8 @@ import { watchJob } from "./watch.js";
  * A connection to one Amnestic server, which may be shared by everything in the process.
  *
  * It connects at the first call and stays until `close`. Every call rejects with an `AmnesticError`. Calls that are
- * safe to repeat are retried by gRPC while the server is unavailable, within their timeout.
+ * safe to repeat are retried by gRPC while the server is unavailable, predictions also while it is full, within their
+ * timeout.
  */
 export class AmnesticClient {
   readonly #transport: Transport;
@@ -46,7 +50,7 @@ export class AmnesticClient {
   async predict(texts: string | readonly string[], options: PredictOptions = {}): Promise<PredictResult> {
     const { method } = PredictionService;
     const request = convert.predictRequest(texts, options);
-    return convert.predictResult(await this.#transport.unary(method.predict, request, this.#within(options)));
+    return convert.predictResult(await this.#unary(method.predict, request, options));
   }
 
   /**
@@ -68,21 +72,26 @@ export class AmnesticClient {
       batch: Math.min(batch, maxDocuments),
       version: options.version ?? (options.pin ? activeVersion : undefined),
     }));
-    const { timeoutMs } = this.#within(options);
+    const { timeoutMs } = this.#within(options, settings.PREDICT_MANY_TIMEOUT);
     yield* predictMany((some, each) => this.predict(some, each), texts, { ...options, plan, concurrency, timeoutMs });
   }
 
   /** Describe the model being served, with its labels and limits. */
   async getModel(options: CallOptions = {}): Promise<Model> {
     const { method } = PredictionService;
-    return convert.model(await this.#transport.unary(method.getModel, {}, this.#within(options)));
+    return convert.model(await this.#unary(method.getModel, {}, options));
+  }
+
+  /** How the server is: what serves and how well, under what load, and which job runs. One that drains answers too. */
+  async status(options: CallOptions = {}): Promise<Status> {
+    return convert.status(await this.#unary(PredictionService.method.getStatus, {}, options));
   }
 
   /** Ask for labels to be forgotten; answers at once with the job. */
   async unlearn(labels: string | readonly string[], options: UnlearnOptions = {}): Promise<Job> {
     const { method } = UnlearningService;
     const request = convert.unlearnRequest(labels, options);
-    return convert.job((await this.#transport.unary(method.unlearn, request, this.#within(options))).job);
+    return convert.job((await this.#unary(method.unlearn, request, options)).job);
   }
 
   /**
@@ -103,35 +112,34 @@ export class AmnesticClient {
   async getJob(jobId: string, options: CallOptions = {}): Promise<Job> {
     const { getJob } = UnlearningService.method;
     const request = convert.request(getJob.input, { jobId });
-    return convert.job((await this.#transport.unary(getJob, request, this.#within(options))).job);
+    return convert.job((await this.#unary(getJob, request, options)).job);
   }
 
   /** The newest jobs first. */
   async listJobs(options: ListJobsOptions = {}): Promise<Job[]> {
     const { listJobs } = UnlearningService.method;
     const request = convert.request(listJobs.input, { limit: options.limit });
-    return (await this.#transport.unary(listJobs, request, this.#within(options))).jobs.map(convert.job);
+    return (await this.#unary(listJobs, request, options)).jobs.map(convert.job);
   }
 
   /** Stop a job; rejects with FailedPrecondition once it has begun to activate. */
   async cancelJob(jobId: string, options: CallOptions = {}): Promise<Job> {
     const { cancelJob } = UnlearningService.method;
     const request = convert.request(cancelJob.input, { jobId });
-    return convert.job((await this.#transport.unary(cancelJob, request, this.#within(options))).job);
+    return convert.job((await this.#unary(cancelJob, request, options)).job);
   }
 
   /** Every version, oldest first. */
   async listVersions(options: CallOptions = {}): Promise<Version[]> {
     const { listVersions } = UnlearningService.method;
-    return (await this.#transport.unary(listVersions, {}, this.#within(options))).versions.map(convert.version);
+    return (await this.#unary(listVersions, {}, options)).versions.map(convert.version);
   }
 
   /** Make an earlier version the active one; answers when no call to the version left is in flight. */
   async rollback(version: number, reason: string, options: CallOptions = {}): Promise<Version> {
     const { rollback } = UnlearningService.method;
     const request = convert.request(rollback.input, { version, reason });
-    const within = this.#within(options, settings.ROLLBACK_TIMEOUT);
-    return convert.version((await this.#transport.unary(rollback, request, within)).version);
+    return convert.version((await this.#unary(rollback, request, options)).version);
   }
 
   /** Ask the standard health service once; false if the server is away, warming up or draining. */
@@ -154,8 +162,16 @@ export class AmnesticClient {
     throw new DeadlineExceeded(`the server was not ready within ${timeoutMs} ms`);
   }
 
+  async #unary<Q extends DescMessage, A extends DescMessage>(
+    method: DescMethodUnary<Q, A>,
+    request: MessageInitShape<Q>,
+    options: CallOptions,
+  ): Promise<MessageShape<A>> {
+    return this.#transport.unary(method, request, this.#within(options, settings.timeoutOf(method)));
+  }
+
   /** The options of a call with its timeout: its own, the client's, or the default of its kind. */
-  #within(options: CallOptions, byDefault = settings.TIMEOUT): CallOptions & { timeoutMs: number } {
+  #within(options: CallOptions, byDefault: number): CallOptions & { timeoutMs: number } {
     return { signal: options.signal, timeoutMs: options.timeoutMs ?? this.#timeoutMs ?? byDefault };
   }
 }

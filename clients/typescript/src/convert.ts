@@ -81,28 +81,38 @@ export function model(response: prediction.GetModelResponse): types.Model {
     labels: response.labels.map((label) => ({ ...plain(label), threshold: label.threshold })),
     activeVersion: Number(response.activeVersion),
     parameters: Number(response.parameters),
-    // Servers from before it was told are all multi-label.
+    // Servers from before it was told are all multi-label, and cut long documents.
     problemType: response.problemType || "multi_label",
+    longDocuments: response.longDocuments || "truncate",
+    maxWindows: response.maxWindows || 1,
+    pooling: response.pooling || "max",
+  };
+}
+
+export function status(response: prediction.GetStatusResponse): types.Status {
+  const load = response.load ?? create(prediction.LoadSchema);
+  return {
+    ...plain(response),
+    state: nameOf(prediction.ServerState, response.state),
+    activeVersion: Number(response.activeVersion),
+    load: { ...plain(load), p50Seconds: load.p50Seconds, p99Seconds: load.p99Seconds },
+    runningJob: response.runningJob && summaryOf(response.runningJob),
+    lastJob: response.lastJob && summaryOf(response.lastJob),
   };
 }
 
 export function job(message: unlearning.Job | undefined): types.Job {
   if (!message) throw new Internal("the server answered without the job");
-  const state = stateOf(message.state);
+  const course = courseOf(message);
   return {
     ...plain(message),
-    state,
-    ended: ENDED.includes(state),
+    ...course,
+    ended: ENDED.includes(course.state),
     method: message.method ? methodOf(message.method) : {},
     gateLimits: message.gateLimits ? plain(message.gateLimits) : {},
-    progress: message.progress && progressOf(message.progress),
     gates: message.gates.map((gate) => ({ ...plain(gate), label: gate.label || undefined })),
     change: message.change && { ...plain(message.change), parametersChanged: Number(message.change.parametersChanged) },
-    version: Number(message.version) || undefined,
-    error: message.error || undefined,
     createdAt: dateOf(message.createdAt),
-    startedAt: dateOf(message.startedAt),
-    finishedAt: dateOf(message.finishedAt),
   };
 }
 
@@ -122,6 +132,23 @@ function predictionOf(message: prediction.Prediction): types.Prediction {
     ...plain(message),
     scores: message.scores.map(plain),
     decided: message.scores.filter((score) => score.decision).map((score) => score.label),
+    windows: message.windows || 1,
+  };
+}
+
+function summaryOf(message: prediction.JobSummary): types.JobSummary {
+  return { ...plain(message), ...courseOf(message) };
+}
+
+/** What a job and its summary both tell, but for what is plain. */
+function courseOf(message: unlearning.Job | prediction.JobSummary) {
+  return {
+    state: nameOf(unlearning.JobState, message.state),
+    progress: message.progress && progressOf(message.progress),
+    version: Number(message.version) || undefined,
+    error: message.error || undefined,
+    startedAt: dateOf(message.startedAt),
+    finishedAt: dateOf(message.finishedAt),
   };
 }
 
@@ -134,8 +161,9 @@ function progressOf(message: unlearning.Progress): types.Progress {
   return { ...plain(message), secondsLeft: message.secondsLeft >= 0 ? message.secondsLeft : undefined };
 }
 
-function stateOf(value: unlearning.JobState): types.JobState {
-  return (unlearning.JobState[value] as types.JobState | undefined) ?? "UNSPECIFIED";
+/** A state by its name; UNSPECIFIED for one that is newer than this client. */
+function nameOf<State extends string>(states: Readonly<Record<State, number>>, value: number): State | "UNSPECIFIED" {
+  return (states as Readonly<Record<number, State | undefined>>)[value] ?? "UNSPECIFIED";
 }
 
 function dateOf(timestamp: Timestamp | undefined): Date | undefined {

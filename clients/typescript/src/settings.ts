@@ -1,13 +1,12 @@
 /** Every default of the client, and the options of its channel. Times are in milliseconds. */
 
+import type { DescMethod } from "@bufbuild/protobuf";
 import { compressionAlgorithms, type ChannelOptions } from "@grpc/grpc-js";
+
+import SERVICE_CONFIG from "./generated/service_config.js";
 
 export const TARGET = "127.0.0.1:8001";
 
-// Longest wait for an answer; a call always has a deadline. Only a watch has none: a job may take hours.
-export const TIMEOUT = 10_000;
-// A rollback answers only when no call to the version left is in flight.
-export const ROLLBACK_TIMEOUT = 60_000;
 export const READY_TIMEOUT = 60_000;
 
 // A readiness probe is short, so that a server which hangs is asked again.
@@ -20,39 +19,42 @@ export const WATCH_RECONNECTS = 30;
 export const WATCH_FIRST_PAUSE = 250;
 export const WATCH_LONGEST_PAUSE = 5_000;
 
+// Of a run over many documents: each batch's longest wait for its answers, repetitions and pauses included.
+export const PREDICT_MANY_TIMEOUT = 120_000;
 // Enough to keep the server's queue filled while answers travel, far below what it admits: it batches across calls.
 export const CONCURRENCY = 4;
+// A batch is small enough to be answered in time on a few cores, and in bytes below the 4 MiB that gRPC allows a message
+// by default, which a proxy on the way may still hold to.
 export const BATCH = 32;
+export const BATCH_BYTES = 3 * 2 ** 20;
 
 const MAX_MESSAGE_BYTES = 128 * 2 ** 20;
 
-// Sending these again changes nothing more. Unlearn is among them because its request id makes a repetition
-// answer with the first one's job. Rollback and CancelJob are not: a repetition could undo, or be refused for,
-// what the first had done.
-const REPEATABLE = {
-  "amnestic.v1.PredictionService": ["Predict", "GetModel"],
-  "amnestic.v1.UnlearningService": ["Unlearn", "WatchJob", "GetJob", "ListJobs", "ListVersions"],
-};
-const RETRY_POLICY = {
-  maxAttempts: 5,
-  initialBackoff: "0.1s",
-  maxBackoff: "1s",
-  backoffMultiplier: 2,
-  retryableStatusCodes: ["UNAVAILABLE"],
-};
+// gRPC keeps what it may have to send again, so that a full call of documents can be; by default only 1 MiB.
+const MAX_RETRY_BYTES = 8 * 2 ** 20;
+
+/** Longest wait for a method's answer, as published. Only a watch has none: a job may take hours. */
+export function timeoutOf({ parent, name }: DescMethod): number {
+  const config = SERVICE_CONFIG.methodConfig.find((one) =>
+    one.name.some(({ service, method }) => service === parent.typeName && method === name),
+  );
+  if (config?.timeout === undefined) throw new RangeError(`${name} has no timeout`);
+  return Number.parseFloat(config.timeout) * 1000;
+}
 
 export function channelOptions(compression: "gzip" | undefined, serverName: string | undefined): ChannelOptions {
   return {
     "grpc.max_send_message_length": MAX_MESSAGE_BYTES,
     "grpc.max_receive_message_length": MAX_MESSAGE_BYTES,
-    // gRPC servers count pings that come more often than every 5 minutes as an attack, unless told otherwise.
-    "grpc.keepalive_time_ms": 330_000,
+    // While a call is open. The server allows a ping every 10 seconds.
+    "grpc.keepalive_time_ms": 60_000,
     "grpc.keepalive_timeout_ms": 20_000,
     // A server that restarts is found again within a second, not after gRPC's usual two minutes.
     "grpc.initial_reconnect_backoff_ms": 100,
     "grpc.max_reconnect_backoff_ms": 1_000,
     // Clinical text must not take a detour because a proxy happens to be set in the environment.
     "grpc.enable_http_proxy": 0,
+    "grpc.per_rpc_retry_buffer_size": MAX_RETRY_BYTES,
     "grpc.service_config": serviceConfig(),
     "grpc.service_config_disable_resolution": 1,
     ...(compression && { "grpc.default_compression_algorithm": compressionAlgorithms[compression] }),
@@ -60,9 +62,8 @@ export function channelOptions(compression: "gzip" | undefined, serverName: stri
   };
 }
 
+/** The published policy without its timeouts, which would cut those that callers ask for: every call brings its own. */
 function serviceConfig(): string {
-  const name = Object.entries(REPEATABLE).flatMap(([service, methods]) =>
-    methods.map((method) => ({ service, method })),
-  );
-  return JSON.stringify({ methodConfig: [{ name, retryPolicy: RETRY_POLICY }] });
+  const methodConfig = SERVICE_CONFIG.methodConfig.map(({ timeout: _timeout, ...policy }) => policy);
+  return JSON.stringify({ ...SERVICE_CONFIG, methodConfig });
 }

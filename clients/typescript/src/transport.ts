@@ -8,7 +8,7 @@ import type {
   MessageInitShape,
   MessageShape,
 } from "@bufbuild/protobuf";
-import { Client, credentials, type ChannelCredentials } from "@grpc/grpc-js";
+import { Client, credentials, Metadata, type ChannelCredentials } from "@grpc/grpc-js";
 
 import { Cancelled, cancelledBy, fromGrpc, Internal, InvalidArgument } from "./errors.js";
 import { channelOptions } from "./settings.js";
@@ -25,10 +25,12 @@ interface Cancellable {
 
 export class Transport {
   readonly #client: Client;
+  readonly #compression: ClientOptions["compression"];
   readonly #inFlight = new Set<Cancellable>();
   #closed = false;
 
   constructor(target: string, options: ClientOptions) {
+    this.#compression = options.compression;
     const tls = typeof options.tls === "object" ? options.tls : {};
     this.#client = new Client(
       target,
@@ -68,6 +70,7 @@ export class Transport {
       asIs,
       asIs,
       bytesOf(method.input, request),
+      this.#metadata(),
       deadlineOf(options),
     );
     // What comes after the reader has left is nobody's; without a listener it would end the process.
@@ -91,13 +94,22 @@ export class Transport {
     const { signal } = options;
     this.#checkOpen(signal);
     return new Promise((resolve, reject) => {
-      const call = this.#client.makeUnaryRequest(path, asIs, asIs, request, deadlineOf(options), (error, answer) => {
+      const [metadata, deadline] = [this.#metadata(), deadlineOf(options)];
+      const call = this.#client.makeUnaryRequest(path, asIs, asIs, request, metadata, deadline, (error, answer) => {
         forget();
         if (error) reject(signal?.aborted ? cancelledBy(signal) : (fromGrpc(error) as Error));
         else resolve(answer ?? Buffer.alloc(0));
       });
       const forget = this.#follow(call, signal);
     });
+  }
+
+  /** Made anew for each call, because gRPC adds to it. */
+  #metadata(): Metadata {
+    const metadata = new Metadata();
+    // gRPC compresses requests by itself; this asks the server to do the same with its answer.
+    if (this.#compression) metadata.set("amnestic-compression", this.#compression);
+    return metadata;
   }
 
   #checkOpen(signal: AbortSignal | undefined): void {

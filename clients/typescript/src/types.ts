@@ -62,7 +62,7 @@ export interface Label {
 /** The model being served and its limits. */
 export interface Model {
   readonly name: string;
-  /** bert, distilbert or roberta. */
+  /** bert, distilbert, roberta, xlm-roberta, camembert or electra. */
   readonly architecture: string;
   readonly labels: readonly Label[];
   readonly precision: string;
@@ -85,6 +85,52 @@ export interface Model {
   readonly maxWindows: number;
   /** How the logits of several windows become the document's: max or mean. */
   readonly pooling: string;
+}
+
+/** Whether the server takes calls. UNSPECIFIED also stands for a state newer than this client. */
+export type ServerState = "UNSPECIFIED" | "SERVING" | "DRAINING";
+
+/** What is in hand beside its limits, and the Predict calls of the last `windowSeconds`. */
+export interface Load {
+  readonly openDocuments: number;
+  readonly maxOpenDocuments: number;
+  readonly queuedDocuments: number;
+  readonly queuedTokens: number;
+  readonly maxQueuedTokens: number;
+  readonly windowSeconds: number;
+  readonly calls: number;
+  /** Those of `calls` that ended in an error. */
+  readonly failedCalls: number;
+  readonly documents: number;
+  /** Of the calls that were answered; undefined without any, as is the next. */
+  readonly p50Seconds: number | undefined;
+  readonly p99Seconds: number | undefined;
+}
+
+/** The server at one moment. */
+export interface Status {
+  readonly serverVersion: string;
+  readonly state: ServerState;
+  readonly uptimeSeconds: number;
+  readonly model: string;
+  readonly architecture: string;
+  readonly precision: string;
+  readonly provider: string;
+  readonly activeVersion: number;
+  /** Labels that the active version has forgotten. */
+  readonly forgotten: readonly string[];
+  /**
+   * F1 of the active version by label forgotten, on the gate split. Empty without a corpus, and until it has been
+   * measured.
+   */
+  readonly forgetF1: Readonly<Record<string, number>>;
+  /** The same of the other labels. */
+  readonly retainF1: Readonly<Record<string, number>>;
+  readonly load: Load;
+  readonly queuedJobs: number;
+  readonly runningJob: JobSummary | undefined;
+  /** The one that ended last, whatever the end. */
+  readonly lastJob: JobSummary | undefined;
 }
 
 /**
@@ -188,6 +234,12 @@ export interface Job {
   readonly relaxedGates: readonly string[];
 }
 
+/** A job in short: without its reason, its settings and the word pieces that it changed. */
+export type JobSummary = Pick<
+  Job,
+  "jobId" | "state" | "labels" | "dryRun" | "progress" | "version" | "error" | "startedAt" | "finishedAt"
+>;
+
 /** The base (no job, no patch) or the base with one patch. */
 export interface Version {
   readonly version: number;
@@ -222,7 +274,7 @@ export interface ClientOptions {
   readonly tls?: boolean | Tls | undefined;
   /** Longest wait for an answer, for calls that don't give their own. */
   readonly timeoutMs?: number | undefined;
-  /** Compress what is sent. */
+  /** Compress requests, and ask for compressed answers. */
   readonly compression?: "gzip" | undefined;
 }
 
@@ -240,11 +292,11 @@ export interface PredictOptions extends CallOptions {
   readonly includeFeatures?: boolean | undefined;
 }
 
-/** `timeoutMs` holds for each call of one batch. */
+/** `timeoutMs` holds for each batch, repetitions and pauses included; 120 s by default. */
 export interface PredictManyOptions extends PredictOptions {
   /** Most calls in flight, and so most batches read ahead of the answers taken. */
   readonly concurrency?: number | undefined;
-  /** Most documents in a call; never more than the server allows. */
+  /** Most documents in a call; never more than the server allows, nor than 3 MiB of several. */
   readonly batch?: number | undefined;
   /** Answer all by the version that is active at the beginning, even if another becomes so. */
   readonly pin?: boolean | undefined;

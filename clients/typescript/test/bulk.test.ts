@@ -6,6 +6,7 @@ import { Readable } from "node:stream";
 import { test, type TestContext } from "node:test";
 import { setTimeout } from "node:timers/promises";
 
+import { Metadata } from "@grpc/grpc-js";
 import type { Answer, AmnesticClient, PredictManyOptions } from "amnestic-client";
 
 import { BadRequestSchema, RetryInfoSchema } from "../dist/generated/google/rpc/error_details_pb.js";
@@ -36,6 +37,15 @@ function strict(request: Asked): object {
   const description = `document ${position + 1} is empty`;
   const details = { fieldViolations: [{ field: `documents[${position}]`, description }] };
   return new Failure("INVALID_ARGUMENT", description).with([BadRequestSchema, details]);
+}
+
+/** A full server, which tells gRPC and the client when to come back. */
+function full(milliseconds: number, seconds = 0): Failure {
+  const pushback = new Metadata();
+  pushback.set("grpc-retry-pushback-ms", String(milliseconds));
+  const retryDelay = { seconds: BigInt(seconds), nanos: seconds ? 0 : milliseconds * 1_000_000 };
+  const failure = new Failure("RESOURCE_EXHAUSTED", "the queue is full; retry later", pushback);
+  return failure.with([RetryInfoSchema, { retryDelay }]);
 }
 
 function names(answers: Answer[]): (string | undefined)[] {
@@ -90,6 +100,29 @@ test("no document is no call, and the server's limit holds for a batch", async (
     server.asked("Predict").map((request) => (request as unknown as Asked).documents.length),
     [8, 8, 4],
   );
+});
+
+test("a batch holds no more than 3 MiB of several documents", async (t) => {
+  const { server, client } = await start(t);
+  const mebibyte = "\u00e9".repeat(2 ** 19);
+  const texts = [mebibyte, mebibyte, mebibyte, "a", mebibyte.repeat(4), "b", "c"];
+  assert.equal((await collect(client.predictMany(texts, { concurrency: 1 }))).length, 7);
+  assert.deepEqual(
+    server.asked("Predict").map((request) => (request as unknown as Asked).documents.length),
+    [3, 1, 1, 2],
+  );
+});
+
+test("a batch has two minutes, the client's timeout or its own", async (t) => {
+  const seconds: number[] = [];
+  const { server, client } = await start(t, (request: Asked, call: Call) => {
+    seconds.push(Math.round((new Date(call.getDeadline()).getTime() - Date.now()) / 1000));
+    return named(request);
+  });
+  await collect(client.predictMany(["a"]));
+  await collect(clientOf(t, server.target, { timeoutMs: 30_000 }).predictMany(["a"]));
+  await collect(client.predictMany(["a"], { timeoutMs: 20_000 }));
+  assert.deepEqual(seconds, [120, 30, 20]);
 });
 
 test("as many calls as allowed are in flight, and no more", async (t) => {
@@ -255,18 +288,15 @@ test("what is wrong with no document isn't put on one", async (t) => {
 });
 
 test("a full server's word when to come back is kept", async (t) => {
-  const full = new Failure("RESOURCE_EXHAUSTED", "the queue is full; retry later").with([
-    RetryInfoSchema,
-    { retryDelay: { nanos: 50_000_000 } },
-  ]);
-  const { server, client } = await start(t, full, full, named);
+  // More often than gRPC would by itself.
+  const { server, client } = await start(t, ...Array<Step>(6).fill(full(50)), named);
   const started = Date.now();
   assert.deepEqual(names(await collect(client.predictMany(["a"]))), ["a"]);
-  assert.ok(Date.now() - started >= 100);
-  assert.equal(server.asked("Predict").length, 3);
+  assert.ok(Date.now() - started >= 300);
+  assert.equal(server.asked("Predict").length, 7);
 
-  server.script("Predict", full);
-  await assert.rejects(collect(client.predictMany(["a"], { timeoutMs: 300 })), { name: "ResourceExhausted" });
+  server.script("Predict", full(1, 5));
+  await assert.rejects(collect(client.predictMany(["a"], { timeoutMs: 4000 })), { name: "ResourceExhausted" });
   server.script("Predict", new Failure("RESOURCE_EXHAUSTED", "too large"));
   await assert.rejects(collect(client.predictMany(["a"])), { name: "ResourceExhausted", detail: "too large" });
 });

@@ -5,6 +5,7 @@ import { test } from "node:test";
 
 import { InvalidArgument, type Method } from "amnestic-client";
 
+import { ServerState } from "../dist/generated/amnestic/v1/prediction_pb.js";
 import { JobState } from "../dist/generated/amnestic/v1/unlearning_pb.js";
 import { clientOf, FakeServer } from "./fake.js";
 
@@ -16,7 +17,7 @@ const PREDICTED = {
   version: 3n,
   predictions: [
     { scores: SCORES, tokens: 12, features: [0.5, -1] },
-    { scores: SCORES, tokens: 128, truncated: true },
+    { scores: SCORES, tokens: 128, truncated: true, windows: 2 },
   ],
 };
 const FINISHED = {
@@ -61,8 +62,8 @@ test("a prediction is read in full", async (t) => {
   assert.deepEqual(result, {
     version: 3,
     predictions: [
-      { scores, decided: ["renal"], tokens: 12, truncated: false, features: [0.5, -1] },
-      { scores, decided: ["renal"], tokens: 128, truncated: true, features: [] },
+      { scores, decided: ["renal"], tokens: 12, truncated: false, features: [0.5, -1], windows: 1 },
+      { scores, decided: ["renal"], tokens: 128, truncated: true, features: [], windows: 2 },
     ],
   });
 });
@@ -100,11 +101,91 @@ test("the model, and one without thresholds", async (t) => {
   server.script("GetModel", { name: "eicu", labels, maxDocuments: 128, parameters: 7n, activeVersion: 2n });
   const model = await clientOf(t, server.target).getModel();
   assert.deepEqual([model.name, model.maxDocuments, model.parameters, model.activeVersion], ["eicu", 128, 7, 2]);
-  assert.equal(model.problemType, "multi_label", "a server from before it was told");
+  const { problemType, longDocuments, windowOverlap, maxWindows, pooling } = model;
+  assert.deepEqual(
+    [problemType, longDocuments, windowOverlap, maxWindows, pooling],
+    ["multi_label", "truncate", 0, 1, "max"],
+    "a server from before they were told",
+  );
   assert.deepEqual(model.labels, [
     { name: "renal", threshold: 0.5, forgotten: false },
     { name: "cardiac", threshold: undefined, forgotten: true },
   ]);
+});
+
+test("the status is read in full, and what it lacks is undefined", async (t) => {
+  const server = await FakeServer.start(t);
+  const load = {
+    openDocuments: 1,
+    maxOpenDocuments: 512,
+    queuedDocuments: 2,
+    queuedTokens: 3,
+    maxQueuedTokens: 65_536,
+    windowSeconds: 60,
+    calls: 5,
+    failedCalls: 1,
+    documents: 9,
+    p50Seconds: 0,
+    p99Seconds: 0.25,
+  };
+  const told = {
+    serverVersion: "0.1.0",
+    uptimeSeconds: 12.5,
+    model: "eicu",
+    architecture: "bert",
+    precision: "fp32",
+    provider: "CPUExecutionProvider",
+    forgotten: ["renal"],
+    forgetF1: { renal: 0 },
+    retainF1: { cardiac: 0.75 },
+    load,
+    queuedJobs: 2,
+  };
+  const running = { jobId: "a", labels: ["cardiac"], dryRun: true };
+  const startedAt = { seconds: 1_772_366_400n, nanos: 0 };
+  server.script(
+    "GetStatus",
+    {
+      ...told,
+      state: ServerState.DRAINING,
+      activeVersion: 2n,
+      runningJob: { ...running, state: JobState.RUNNING, progress: { stage: "loading", secondsLeft: -1 }, startedAt },
+      lastJob: { jobId: "b", state: JobState.FAILED, error: "it failed", version: 2n, finishedAt: startedAt },
+    },
+    { state: 99 },
+  );
+  const client = clientOf(t, server.target);
+  const progress = { stage: "loading", epoch: 0, epochs: 0, step: 0, steps: 0, forgetLoss: 0, utilityLoss: 0 };
+  const date = new Date("2026-03-01T12:00:00Z");
+  const none = { progress: undefined, version: undefined, error: undefined, finishedAt: undefined };
+  assert.deepEqual(await client.status(), {
+    ...told,
+    state: "DRAINING",
+    activeVersion: 2,
+    runningJob: {
+      ...none,
+      ...running,
+      state: "RUNNING",
+      progress: { ...progress, secondsLeft: undefined },
+      startedAt: date,
+    },
+    lastJob: {
+      ...none,
+      jobId: "b",
+      state: "FAILED",
+      labels: [],
+      dryRun: false,
+      version: 2,
+      error: "it failed",
+      startedAt: undefined,
+      finishedAt: date,
+    },
+  });
+  const empty = await client.status();
+  assert.deepEqual(
+    [empty.state, empty.runningJob, empty.lastJob, empty.load.p50Seconds, empty.load.p99Seconds, empty.load.calls],
+    ["UNSPECIFIED", undefined, undefined, undefined, undefined, 0],
+  );
 });
 
 test("a job is read in full", async (t) => {

@@ -3,7 +3,6 @@
 import assert from "node:assert/strict";
 import { execFileSync, spawnSync } from "node:child_process";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { connect, createServer, type AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test, type TestContext } from "node:test";
@@ -11,7 +10,7 @@ import { test, type TestContext } from "node:test";
 import { ServerCredentials } from "@grpc/grpc-js";
 import type { Tls } from "amnestic-client";
 
-import { clientOf, FakeServer } from "./fake.js";
+import { type Call, clientOf, counted, FakeServer } from "./fake.js";
 
 interface Signed {
   readonly ca: string;
@@ -51,19 +50,24 @@ test("a proxy set in the environment is not used", async (t) => {
 
 test("compression makes what is sent smaller", async (t) => {
   const server = await FakeServer.start(t);
-  server.script("Predict", {});
+  const wishes: unknown[] = [];
+  server.script("Predict", (_: never, call: Call) => {
+    wishes.push(call.metadata.get("amnestic-compression"));
+    return {};
+  });
   const text = "admitted with diabetic ketoacidosis ".repeat(2000);
   const sent: number[] = [];
   for (const compression of [undefined, "gzip"] as const) {
     const wire = await counted(t, server.port);
     await clientOf(t, `127.0.0.1:${wire.port}`, { compression }).predict(text);
-    sent.push(wire.bytes());
+    sent.push(wire.sent());
   }
   const [plain = 0, compressed = 0] = sent;
   assert.deepEqual(
     server.asked("Predict").map((request) => request["documents"]),
     [[text], [text]],
   );
+  assert.deepEqual(wishes, [[], ["gzip"]], "answers are asked for so, too");
   assert.ok(plain > text.length && compressed < plain / 10, `${compressed} of ${plain} bytes`);
 });
 
@@ -101,28 +105,6 @@ test("a certificate without its key is refused at once", () => {
   assert.throws(make({ key: "k" }), { name: "InvalidArgument" });
   assert.throws(make({ certificate: "c" }), { name: "InvalidArgument" });
 });
-
-/** A proxy to a port of this machine, which counts what is sent there. */
-async function counted(t: TestContext, to: number): Promise<{ port: number; bytes: () => number }> {
-  let bytes = 0;
-  const proxy = createServer((near) => {
-    const far = connect(to, "127.0.0.1");
-    near.on("data", (data) => (bytes += data.length));
-    near.pipe(far).pipe(near);
-    for (const [one, other] of [
-      [near, far],
-      [far, near],
-    ] as const) {
-      one.on("error", () => undefined);
-      one.on("close", () => other.destroy());
-    }
-  });
-  await new Promise<void>((resolve) => proxy.listen(0, "127.0.0.1", resolve));
-  t.after(() => {
-    proxy.close();
-  });
-  return { port: (proxy.address() as AddressInfo).port, bytes: () => bytes };
-}
 
 /** A certificate authority, which signs certificates of names. */
 function authority(folder: string, name: string): (subject: string) => Signed {

@@ -34,7 +34,7 @@ for (const [code, name] of KINDS) {
     assert.deepEqual([error.name, error.code, error.detail], [name, code, "document 1 is empty"]);
     assert.equal(error.message, error.detail);
     assert.deepEqual([error.fieldViolations, error.retryAfterMs, error.reason], [[], undefined, undefined]);
-    assert.equal(server.asked("Predict").length, 1, "only UNAVAILABLE is retried");
+    assert.equal(server.asked("Predict").length, code === "RESOURCE_EXHAUSTED" ? 5 : 1);
   });
 }
 
@@ -61,9 +61,7 @@ test("the details of an error are read", async (t) => {
 
 test("without details the pushback of gRPC's retries tells when to come back", async (t) => {
   const server = await FakeServer.start(t);
-  const metadata = new Metadata();
-  metadata.set("grpc-retry-pushback-ms", "70");
-  server.script("Predict", new Failure("RESOURCE_EXHAUSTED", "full", metadata));
+  server.script("Predict", full(70));
   assert.equal((await failureOf(clientOf(t, server.target).predict("a"))).retryAfterMs, 70);
 });
 
@@ -80,6 +78,7 @@ type CallOf = (client: AmnesticClient, options?: CallOptions) => Promise<unknown
 const REPEATABLE: [string, CallOf, object][] = [
   ["Predict", (client, options) => client.predict("text", options), {}],
   ["GetModel", (client, options) => client.getModel(options), {}],
+  ["GetStatus", (client, options) => client.status(options), {}],
   ["Unlearn", (client, options) => client.unlearn("renal", options), { job: {} }],
   ["GetJob", (client, options) => client.getJob("a", options), { job: {} }],
   ["ListJobs", (client, options) => client.listJobs(options), {}],
@@ -116,6 +115,36 @@ test("retries are bounded", async (t) => {
   server.script("Predict", DRAINING);
   await assert.rejects(clientOf(t, server.target).predict("text"), amnestic.Unavailable);
   assert.equal(server.asked("Predict").length, 5);
+});
+
+test("a prediction is retried while the server is full, when it says", async (t) => {
+  const server = await FakeServer.start(t);
+  server.script("Predict", full(150), full(150), {});
+  server.script("GetModel", full(1));
+  const client = clientOf(t, server.target);
+  const started = Date.now();
+  await client.predict("text");
+  assert.ok(Date.now() - started >= 300);
+  assert.equal(server.asked("Predict").length, 3);
+  await assert.rejects(client.getModel(), amnestic.ResourceExhausted);
+  assert.equal(server.asked("GetModel").length, 1);
+});
+
+test("a long request can be sent again", async (t) => {
+  const server = await FakeServer.start(t);
+  server.script("Predict", full(1), {});
+  await clientOf(t, server.target).predict("x".repeat(7 * 2 ** 20));
+  assert.equal(server.asked("Predict").length, 2);
+});
+
+test("a server that keeps failing is spared the repetitions", async (t) => {
+  const server = await FakeServer.start(t);
+  server.script("Predict", full(1));
+  const client = clientOf(t, server.target);
+  for (let call = 0; call < 12; call++) await assert.rejects(client.predict("text"), amnestic.ResourceExhausted);
+  const before = server.asked("Predict").length;
+  await assert.rejects(client.predict("text"), amnestic.ResourceExhausted);
+  assert.equal(server.asked("Predict").length, before + 1);
 });
 
 for (const [method, call, answer] of [...REPEATABLE, ...ONCE]) {
@@ -201,6 +230,13 @@ test("no server is not ready", async (t) => {
   assert.equal(await away.isReady(), false);
   await assert.rejects(away.waitUntilReady({ timeoutMs: 300 }), amnestic.DeadlineExceeded);
 });
+
+/** A full server, which says when to come back. */
+function full(milliseconds: number): Failure {
+  const metadata = new Metadata();
+  metadata.set("grpc-retry-pushback-ms", String(milliseconds));
+  return new Failure("RESOURCE_EXHAUSTED", "full", metadata);
+}
 
 async function failureOf(call: Promise<unknown>): Promise<AmnesticError> {
   return call.then(

@@ -1,5 +1,6 @@
 /** A real gRPC server in this process, with programmable answers, and clients of it. */
 
+import { connect, createServer, type AddressInfo } from "node:net";
 import type { TestContext } from "node:test";
 
 import {
@@ -165,6 +166,32 @@ export function clientOf(test: TestContext, target: string, options?: ClientOpti
     client.close();
   });
   return client;
+}
+
+/** A proxy to a port of this machine, which counts the bytes that are sent there and that come back. */
+export async function counted(
+  test: TestContext,
+  to: number,
+): Promise<{ port: number; sent: () => number; received: () => number }> {
+  let [sent, received] = [0, 0];
+  const proxy = createServer((near) => {
+    const far = connect(to, "127.0.0.1");
+    near.on("data", (data) => (sent += data.length));
+    far.on("data", (data) => (received += data.length));
+    near.pipe(far).pipe(near);
+    for (const [one, other] of [
+      [near, far],
+      [far, near],
+    ] as const) {
+      one.on("error", () => undefined);
+      one.on("close", () => other.destroy());
+    }
+  });
+  await new Promise<void>((resolve) => proxy.listen(0, "127.0.0.1", resolve));
+  test.after(() => {
+    proxy.close();
+  });
+  return { port: (proxy.address() as AddressInfo).port, sent: () => sent, received: () => received };
 }
 
 export async function collect<T>(items: AsyncIterable<T>): Promise<T[]> {

@@ -9,7 +9,7 @@ import { inspect } from "node:util";
 
 import { AmnesticClient, NotFound, type AmnesticError, type Job } from "amnestic-client";
 
-import { clientOf, collect } from "./fake.js";
+import { clientOf, collect, counted } from "./fake.js";
 import { AmnesticServer, gates, method, serveCommand } from "./harness.js";
 
 const FORGOTTEN = "alpha";
@@ -64,6 +64,20 @@ describe("a real server", { skip }, () => {
     for (const { probability } of predictions.flatMap((prediction) => prediction.scores)) {
       assert.ok(0 <= probability && probability <= 1);
     }
+  });
+
+  test("answers are compressed for who asks", async (t) => {
+    const received: number[] = [];
+    const scores: unknown[] = [];
+    for (const compression of [undefined, "gzip"] as const) {
+      const wire = await counted(t, Number(server.port));
+      const { predictions } = await clientOf(t, `127.0.0.1:${wire.port}`, { compression }).predict(texts);
+      received.push(wire.received());
+      scores.push(predictions.map(({ decided }) => decided));
+    }
+    const [plain = 0, compressed = 0] = received;
+    assert.ok(compressed < plain / 2, `${compressed} of ${plain} bytes`);
+    assert.deepEqual(scores[0], scores[1]);
   });
 
   test("it refuses what it can't answer, and repeats none of it", async () => {
@@ -134,6 +148,15 @@ describe("a real server", { skip }, () => {
     assert.ok(last.gates.length > 0 && last.gates.every((gate) => gate.passed));
     assert.ok(last.change && last.change.rowsChanged > 0);
     assert.ok(last.createdAt && last.finishedAt && last.createdAt < last.finishedAt);
+  });
+
+  test("it tells how it is", async () => {
+    const status = await client.status();
+    const { state, activeVersion, forgotten, lastJob, runningJob, load } = status;
+    assert.deepEqual([state, activeVersion, forgotten, runningJob], ["SERVING", 2, [FORGOTTEN], undefined]);
+    assert.deepEqual([lastJob?.state, lastJob?.labels, lastJob?.version], ["SUCCEEDED", [FORGOTTEN], 2]);
+    assert.deepEqual([Object.keys(status.forgetF1), Object.keys(status.retainF1).length], [[FORGOTTEN], 3]);
+    assert.ok(status.uptimeSeconds > 0 && load.maxOpenDocuments > 0);
   });
 
   test("the version made is active, and the one before can still answer", async () => {

@@ -2,13 +2,16 @@
 
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { test } from "node:test";
 
 import * as amnestic from "amnestic-client";
 
-import type * as prediction from "../dist/generated/amnestic/v1/prediction_pb.js";
-import type * as unlearning from "../dist/generated/amnestic/v1/unlearning_pb.js";
+import * as prediction from "../dist/generated/amnestic/v1/prediction_pb.js";
+import * as unlearning from "../dist/generated/amnestic/v1/unlearning_pb.js";
+import { channelOptions, timeoutOf } from "../dist/settings.js";
 
 const ROOT = fileURLToPath(new URL("..", import.meta.url));
 
@@ -37,6 +40,10 @@ export const COMPLETE: [
   Complete<keyof prediction.LabelScore, keyof amnestic.LabelScore>,
   Complete<keyof prediction.GetModelResponse, keyof amnestic.Model>,
   Complete<keyof prediction.Label, keyof amnestic.Label>,
+  Complete<keyof prediction.GetStatusResponse, keyof amnestic.Status>,
+  Complete<keyof prediction.Load, keyof amnestic.Load>,
+  Complete<keyof prediction.JobSummary, keyof amnestic.JobSummary>,
+  Complete<keyof typeof prediction.ServerState, amnestic.ServerState>,
   Complete<keyof unlearning.Job, keyof amnestic.Job>,
   Complete<keyof unlearning.Method, keyof amnestic.Method>,
   Complete<keyof unlearning.GateLimits, keyof amnestic.GateLimits>,
@@ -45,10 +52,40 @@ export const COMPLETE: [
   Complete<keyof unlearning.ChangeReport, keyof amnestic.ChangeReport>,
   Complete<keyof unlearning.Version, keyof amnestic.Version>,
   Complete<keyof typeof unlearning.JobState, amnestic.JobState>,
-] = [true, true, true, true, true, true, true, true, true, true, true, true, true];
+] = [true, true, true, true, true, true, true, true, true, true, true, true, true, true, true, true, true];
 
 test("the public names", () => {
   assert.deepEqual(Object.keys(amnestic).sort(), NAMES);
+});
+
+const METHODS = [...prediction.PredictionService.methods, ...unlearning.UnlearningService.methods];
+
+test("the client has every method of both services", () => {
+  const theirs = METHODS.map(({ localName }) => (localName === "getStatus" ? "status" : localName));
+  const ours = Object.getOwnPropertyNames(amnestic.AmnesticClient.prototype);
+  assert.deepEqual(
+    theirs.filter((name) => !ours.includes(name)),
+    [],
+  );
+});
+
+test("the policy is the published one, and its timeouts are the client's", () => {
+  interface Policy {
+    methodConfig: { name: { service: string; method: string }[]; timeout?: string }[];
+  }
+  const published = JSON.parse(
+    readFileSync(join(ROOT, "..", "..", "proto", "amnestic", "service_config.json"), "utf8"),
+  ) as Policy;
+  const used = JSON.parse(String(channelOptions(undefined, undefined)["grpc.service_config"])) as Policy;
+  assert.deepEqual(used, {
+    ...published,
+    methodConfig: published.methodConfig.map(({ timeout: _timeout, ...policy }) => policy),
+  });
+  for (const method of METHODS) {
+    const of = published.methodConfig.find((one) => one.name.some((name) => name.method === method.name));
+    if (method.methodKind === "unary") assert.equal(`${timeoutOf(method) / 1000}s`, of?.timeout, method.name);
+    else assert.throws(() => timeoutOf(method), RangeError);
+  }
 });
 
 test("CommonJS can require it", () => {
