@@ -79,7 +79,7 @@ class Row:
 
 def served(engine: Engine, snapshot: Snapshot, tokenizer: DocumentTokenizer, texts: Sequence[str]) -> Any:
     """Logits [text, label] in one padded batch."""
-    rows = [Row(encoded.ids, snapshot) for encoded in tokenizer.encode(texts)]
+    rows = [Row(encoded.windows[0], snapshot) for encoded in tokenizer.encode(texts)]
     return engine.run(engine.prepare(rows)).logits
 
 
