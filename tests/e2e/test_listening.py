@@ -25,7 +25,7 @@ from amnestic_client import Client
 from amnestic_server.cli import group
 from amnestic_server.listening import REFLECTION_V1
 
-SERVICES = ("amnestic.v1.PredictionService", "amnestic.v1.UnlearningService")
+SERVICES = ("amnestic.v1.PredictionService", "amnestic.v1.UnlearningService", "inference.GRPCInferenceService")
 HEALTH = health_pb2.HealthCheckResponse
 
 
@@ -209,6 +209,8 @@ def test_every_method_can_be_called_by_reflection_alone(running):
 
         (model,) = call("GetModel")
         assert [label["name"] for label in model["labels"]] == ["alpha", "beta", "gamma", "delta"]
+        (status,) = call("GetStatus")
+        assert status["state"] == "SERVER_STATE_SERVING"
         (answer,) = call("Predict", documents=["insulin and ketones"])
         assert len(answer["predictions"][0]["scores"]) == 4
         (asked,) = call("Unlearn", labels=["alpha"], dryRun=True, method={"epochs": 1000})

@@ -28,7 +28,7 @@ def single(tmp_path_factory):
     """Corpus, checkpoint and bundle of a single-label classifier."""
     folder = tmp_path_factory.mktemp("single")
     corpus = single_label_corpus(folder / "single.jsonl")
-    train(corpus, folder / "checkpoint", settings=FAST, problem_type=ProblemType.SINGLE_LABEL, quiet=True)
+    train(corpus, folder / "checkpoint", settings=FAST, problem_type=ProblemType.SINGLE_LABEL)
     export(folder / "checkpoint", folder / "bundle", corpus=corpus)
     return SimpleNamespace(corpus=corpus, checkpoint=folder / "checkpoint", bundle=folder / "bundle")
 
