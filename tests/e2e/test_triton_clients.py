@@ -157,7 +157,7 @@ def test_the_synchronous_client(triton, server, bundle, texts, texts_file, nativ
     assert found["index"] == [{"name": manifest.name, "version": "1", "state": "READY"}]
     refused = found["refused"]
     assert refused.pop("model") == ["StatusCode.NOT_FOUND", "there is no such model"]
-    assert refused.pop("empty") == ["StatusCode.INVALID_ARGUMENT", "document 2 is empty"]
+    assert refused.pop("empty") == ["StatusCode.INVALID_ARGUMENT", "input text: document 2 is empty"]
     assert {status for status, _ in refused.values()} == {"StatusCode.UNIMPLEMENTED"} and len(refused) == 6
 
 
@@ -174,7 +174,7 @@ def test_a_stream_answers_in_order_and_survives_bad_requests(triton, server, tex
     assert len(answers) == len(texts)
     for index, answer in enumerate(answers):
         if index % 3 == 0:
-            assert answer == "document 1 is empty"
+            assert answer == "input text: document 1 is empty"
         else:
             assert answer["id"] == str(index)
             assert near(answer["probabilities"], row(native["probabilities"], index))

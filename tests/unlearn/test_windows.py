@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from amnestic_unlearn import corpus, passes, steu, twin
+from amnestic_unlearn.baselines import training
 from amnestic_unlearn.forgetting import TrainingData
 from amnestic_unlearn.manifest import MANIFEST, BundleError, Manifest
 from amnestic_unlearn.passes import encode_windows
@@ -177,6 +178,11 @@ def test_the_first_tokens_of_every_window_are_trained_on(model, data):
     first = dataclasses.replace(data, documents=[document[:1] for document in short])
     other = steu.edit(model, first, dataclasses.replace(method, max_tokens=0), found.row_ids.numpy(), quiet)[0]
     assert (found.rows - other.rows).abs().max() > 1e-3
+
+
+def test_a_baseline_is_for_models_that_cut(model):
+    with pytest.raises(ValueError, match="cut long documents"):
+        training.start(model, [])
 
 
 def test_training_is_that_of_pooled_logits(model, data):

@@ -17,6 +17,7 @@ from amnestic_unlearn.bench.methods import METHOD_NAMES, METHODS, Steu, digest, 
 from amnestic_unlearn.checkpoint import save
 from amnestic_unlearn.spec import Method
 from amnestic_unlearn.train_settings import CHECKPOINT_RATE, SCRATCH_RATE, TrainError
+from amnestic_unlearn.windows import Reading
 
 OTHER = dataclasses.replace(TINY, name="other", path="/somewhere")
 PLAN = Plan(
@@ -97,7 +98,7 @@ def test_every_way_of_forgetting_has_settings_of_its_own():
 @pytest.mark.parametrize("thresholds", [(0.5,) * 4, ()], ids=["multi-label", "single-label"])
 def test_a_classifier_that_was_trained_is_no_encoder(tmp_path, thresholds):
     tokenizer = toy_tokenizer(["a note"])
-    save(toy_model("bert", len(tokenizer)), tokenizer, thresholds, 48, tmp_path / "trained")
+    save(toy_model("bert", len(tokenizer)), tokenizer, thresholds, Reading(48), tmp_path / "trained")
     with pytest.raises(TrainError, match="trained classifier"):
         matrix.pretrained(str(tmp_path / "trained"))
 

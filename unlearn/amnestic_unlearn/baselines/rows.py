@@ -41,5 +41,6 @@ def draw_tokens(twin: Twin, data: TrainingData, method: Method) -> NDArray[np.in
     """Ids int64 [k], ascending, drawn without replacement among the tokens of forget documents, none special."""
     special, vocab_size = twin.manifest.special_token_ids, twin.manifest.vocab_size
     chosen = select(data.documents, data.truth[:, data.targets], special, vocab_size, method.k)
-    held = np.setdiff1d(np.concatenate(data.batch(data.forget)), special).astype(np.int64)
+    windows = [window for document in data.batch(data.forget) for window in document]
+    held = np.setdiff1d(np.concatenate(windows), special).astype(np.int64)
     return np.sort(np.random.default_rng(method.seed).choice(held, len(chosen.token_ids), replace=False))
