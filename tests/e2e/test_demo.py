@@ -52,7 +52,8 @@ def demo(out: Path, corpus: Path, *arguments: str, **options: object) -> subproc
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        **options,
+        # Without COLUMNS nothing would wrap: a pipe has no width.
+        **{"env": {**os.environ, "COLUMNS": "80"}, **options},
     )
 
 

@@ -116,7 +116,7 @@ class Narrator:
     def gates(self, job: Job) -> None:
         """What was measured of the candidate before it could serve, and which limits were looser than the defaults."""
         self.console.print()
-        self.console.print(Padding(gates_table(job.gates), (0, 0, 0, len(INDENT))))
+        self.console.print(Padding(gates_table(job.gates), (0, 0, 0, len(INDENT)), expand=False))
         if job.relaxed_gates:
             self.detail(f"looser than the defaults: {names(job.relaxed_gates)}")
         self.console.print()
