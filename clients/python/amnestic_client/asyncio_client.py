@@ -14,7 +14,7 @@ import grpc
 from grpc import aio
 
 from amnestic_client import calls, errors, many, metadata, settings
-from amnestic_client.tls import Tls, explained
+from amnestic_client.tls import Tls, explained, secured
 from amnestic_client.types import Answer, GateLimits, Job, Method, Model, PredictResult, Status, Version
 
 Result = TypeVar("Result")
@@ -42,12 +42,7 @@ class AsyncClient:
         cannot say. `compression` may be gzip, for requests and answers; it pays where the network is slower than the
         two processors. Raises TlsError for certificates that are no good.
         """
-        options = [*settings.channel_options()]
-        if tls is not None:
-            if credentials is not None:
-                raise ValueError("give tls or credentials, not both")
-            credentials = tls.credentials()
-            options += tls.options()
+        credentials, options = secured(tls, credentials)
         self._secure = credentials is not None
         self._compression = metadata.compression_of(compression)
         self._fork = calls.Fork()

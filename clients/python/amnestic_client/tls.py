@@ -4,10 +4,11 @@ import os
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import grpc
 
+from amnestic_client import settings
 from amnestic_client.errors import AmnesticError, Unavailable
 
 Pem: TypeAlias = str | os.PathLike[str] | bytes
@@ -60,6 +61,18 @@ class Tls:
     def options(self) -> tuple[tuple[str, str], ...]:
         """Channel arguments that go with the credentials."""
         return () if self.server_name is None else (("grpc.ssl_target_name_override", self.server_name),)
+
+
+def secured(
+    tls: Tls | None, credentials: grpc.ChannelCredentials | None
+) -> tuple[grpc.ChannelCredentials | None, list[tuple[str, Any]]]:
+    """Credentials and arguments of a channel, of which a caller gives `tls`, gRPC's own credentials, or neither."""
+    options = [*settings.channel_options()]
+    if tls is None:
+        return credentials, options
+    if credentials is not None:
+        raise ValueError("give tls or credentials, not both")
+    return tls.credentials(), [*options, *tls.options()]
 
 
 def explained(error: AmnesticError) -> AmnesticError:
