@@ -170,11 +170,10 @@ def _reading(checkpoint: Checkpoint, given: Mapping[str, Any], warn: Callable[[s
     for name, value in given.items():
         if said.get(name, value) != value:
             raise CheckpointError(f"the configuration says that {name} is {said[name]}")
+    max_tokens = _max_tokens(checkpoint)
     try:
-        reading = Reading.of(**{**said, **given, "max_tokens": _max_tokens(checkpoint)})
+        reading = Reading.of(**{**said, **given, "max_tokens": max_tokens})
         reading.set_up(Tokenizer.from_str(checkpoint.tokenizer.backend_tokenizer.to_str()))
-    except CheckpointError:
-        raise
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"long documents can't be read so: {error}") from error
     if reading.max_windows > 1 and "long_documents" not in said and hasattr(checkpoint.config, "amnestic_thresholds"):

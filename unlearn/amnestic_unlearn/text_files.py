@@ -62,17 +62,16 @@ def read_json(path: Path, progress: Progress | None = None) -> Iterator[dict[str
                 if number % _PACE == 1:
                     tell()
                 if line.strip():
-                    row = json.loads(line)
+                    try:
+                        row = json.loads(line)
+                    # A number of thousands of digits and brackets within brackets are refused by errors of their own.
+                    except (ValueError, RecursionError):
+                        raise CorpusError(f"{path.name}, line {number}: malformed, cannot be read as jsonl") from None
                     if not isinstance(row, dict):
                         raise CorpusError(f"{path.name}, line {number}: not an object")
                     yield row
-        except CorpusError:
-            raise
         except UnicodeDecodeError:
             raise CorpusError(f"{path.name}, after line {number}: not UTF-8") from None
-        # A number of thousands of digits and brackets within brackets are refused by errors of their own.
-        except (ValueError, RecursionError):
-            raise CorpusError(f"{path.name}, line {number}: malformed, cannot be read as jsonl") from None
         except (EOFError, OSError, zlib.error):
             raise CorpusError(f"{path.name}, after line {number}: cannot be read to its end") from None
 
