@@ -164,17 +164,19 @@ async def serve(settings: Settings, *, as_json: bool = False) -> None:
 
 def _tracing(settings: Settings, stack: AsyncExitStack) -> TraceInterceptor:
     """Spans where they are asked for, else the id of a caller's trace alone."""
-    if not settings.otel and not otel.named_by_environment():
-        return TraceInterceptor(lambda path, headers: trace.received(headers))
-    try:
-        spans = otel.Spans()
-    except StartError:
-        if settings.otel:
-            raise
-        log.warning("the environment names an OpenTelemetry collector, but amnestic[otel] is not installed: no spans")
-        return TraceInterceptor(lambda path, headers: trace.received(headers))
-    stack.callback(spans.close)
-    return TraceInterceptor(spans.of)
+    if settings.otel or otel.named_by_environment():
+        try:
+            spans = otel.Spans()
+        except StartError:
+            if settings.otel:
+                raise
+            log.warning(
+                "the environment names an OpenTelemetry collector, but amnestic[otel] is not installed: no spans"
+            )
+        else:
+            stack.callback(spans.close)
+            return TraceInterceptor(spans.of)
+    return TraceInterceptor(lambda path, headers: trace.received(headers))
 
 
 def _serve_metrics(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> int:
