@@ -85,7 +85,7 @@ class Workshop:
         """The classifier that knows every label. Raises TrainError and CorpusError."""
         key = case.key[:3]
         if self._subject is None or self._subject[0] != key:
-            model = trained(self.plan.models, case.source, case.encoder, case.seed)
+            model = trained(self.plan.models, case.source, fitted(case.encoder, self.plan), case.seed)
             set_threads(case.encoder, self.plan)
             with transformers_silent():
                 twin = twins.from_checkpoint(model.checkpoint, mixed(case.encoder))
@@ -101,7 +101,7 @@ class Workshop:
         if target not in golds:
             original = self.subject(case)
             labels = original.held.labels
-            model = trained(self.plan.models, case.source, case.encoder, case.seed, target)
+            model = trained(self.plan.models, case.source, fitted(case.encoder, self.plan), case.seed, target)
             set_threads(case.encoder, self.plan)
             with transformers_silent():
                 twin = load_retrained(model.checkpoint, labels, mixed(case.encoder))
@@ -206,11 +206,16 @@ def mixed(encoder: BenchEncoder) -> bool:
     return encoder.training.precision == "bf16"
 
 
-def set_threads(encoder: BenchEncoder, plan: Plan) -> None:
-    """Those that the encoder is trained with, as far as the plan allows; training sets its own."""
+def fitted(encoder: BenchEncoder, plan: Plan) -> BenchEncoder:
+    """The same, trained with no more threads than the plan allows."""
     threads = [count for count in (encoder.training.threads, plan.threads) if count]
-    if threads:
-        torch.set_num_threads(min(threads))
+    return dataclasses.replace(encoder, training=dataclasses.replace(encoder.training, threads=min(threads, default=0)))
+
+
+def set_threads(encoder: BenchEncoder, plan: Plan) -> None:
+    """Those that the encoder is trained with."""
+    if threads := fitted(encoder, plan).training.threads:
+        torch.set_num_threads(threads)
 
 
 def provenance(case: Case, shop: Workshop) -> Row:
