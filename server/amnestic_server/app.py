@@ -16,8 +16,9 @@ from amnestic.oip import open_inference_pb2, open_inference_pb2_grpc
 from amnestic.v1 import prediction_pb2, prediction_pb2_grpc, unlearning_pb2, unlearning_pb2_grpc
 from amnestic_server import bundle as bundles
 from amnestic_server import listening, otel, trace
-from amnestic_server.batcher import Batcher, BatchStats
+from amnestic_server.batcher import Batcher
 from amnestic_server.bundle import Bundle
+from amnestic_server.call import BatchStats
 from amnestic_server.calls import TraceInterceptor
 from amnestic_server.engine import Engine, limit_library_threads
 from amnestic_server.errors import StartError
@@ -67,7 +68,9 @@ async def serve(settings: Settings, *, as_json: bool = False) -> None:
             bundle,
             device=settings.device,
             threads=settings.threads or available_cpus(),
+            instances=settings.instances,
             spinning=settings.spinning,
+            gpu_memory_mb=settings.gpu_memory_mb,
         )
         snapshots = load_snapshots(bundle, store, engine)
         engine.warm_up(snapshots.active, bundle.manifest.max_tokens)
@@ -78,7 +81,7 @@ async def serve(settings: Settings, *, as_json: bool = False) -> None:
         batcher = Batcher(
             engine,
             tokenizer,
-            max_batch_tokens=max(settings.max_batch_tokens, bundle.manifest.max_tokens),
+            max_batch_tokens=max(settings.max_batch_tokens or engine.batch_tokens, bundle.manifest.max_tokens),
             max_padding=settings.max_padding,
             max_requests=settings.max_concurrent_requests,
             max_queue_tokens=settings.max_queue_tokens,

@@ -3,11 +3,9 @@
 A document is read in one window or, if the model does so, in several. Each window is a row of its own, so a batch may
 hold windows of different documents, calls and versions; when the last of a call has its answer, they are pooled.
 
-Two worker threads share one engine. While one runs its batch, the other tokenizes what has come, and may form and
-prepare the next batch, but only if the waiting rows already fill it; otherwise the batch stays open until the engine is
-idle, so that it never waits and never runs emptier than it must. A lone call meets one thread from its text to its
-answer. Rows of gates and measurements wait in a queue of their own and run in small batches
-when no traffic waits, or now and then if traffic never ceases.
+Worker threads share one engine, one more of them than batches may be in hand: while passes run there is always one to
+tokenize what comes. `Schedule` says when a batch is closed, so that the engine never waits and never runs emptier than
+it must. A lone call meets one thread from its text to its answer.
 
 Answers are delivered on the event loop's thread. Nothing here knows of gRPC.
 """
@@ -17,153 +15,30 @@ import logging
 import random
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
-from typing import Self
 
-import numpy as np
-from numpy.typing import NDArray
-
+from amnestic_server.call import Answer, BatchStats, Call, Row, Timings
 from amnestic_server.engine import Engine, Output, Prepared
-from amnestic_server.errors import AmnesticError, DeadlineError, EngineError, QueueFullError
+from amnestic_server.errors import DeadlineError, EngineError, QueueFullError
 from amnestic_server.queue import RowQueue
+from amnestic_server.schedule import Batch, Schedule
 from amnestic_server.snapshot import Snapshot
 from amnestic_server.tokenizer import DocumentTokenizer, Encoded
-from amnestic_unlearn.windows import Pooling, pool
+from amnestic_unlearn.windows import Pooling
 
 log = logging.getLogger(__name__)
 
-BACKGROUND_BATCH_TOKENS = 512
-BACKGROUND_INTERVAL_SECONDS = 0.25
+# Small, since traffic may have to wait for a thread until one is done.
+BACKGROUND_BATCH_TOKENS = 256
 
 # Who is refused is told to come back within these bounds, whatever the estimate.
 SHORTEST_RETRY_SECONDS = 0.01
 LONGEST_RETRY_SECONDS = 5.0
 # Weight of what is newest in the estimates of the engine's speed and of documents' windows.
 NEWEST_BATCH_WEIGHT = 0.2
-RowOutput = tuple[NDArray[np.float32], NDArray[np.float32]]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What the engine said of one document, its windows pooled: logits float32 [C], features float32 [h]."""
-
-    logits: NDArray[np.float32]
-    features: NDArray[np.float32]
-    tokens: int
-    truncated: bool
-    windows: int = 1
-
-
-@dataclass(slots=True)
-class Timings:
-    """Where a call's time went, in seconds; filled on its way and read once, at its end.
-
-    `engine` is the last pass that it was in, `queue` the time from its tokens to that pass: they add up to the whole.
-    """
-
-    tokenizer: float = 0.0
-    queue: float = 0.0
-    engine: float = 0.0
-
-
-@dataclass(slots=True, eq=False)
-class Call:
-    """The documents that are answered together, and the future that they are answered through.
-
-    `outputs` are logits and features of each window, in order, as they come in.
-    """
-
-    snapshot: Snapshot
-    deadline: float
-    future: "asyncio.Future[list[Answer]]"
-    admitted_at: float
-    pooling: Pooling
-    background: bool = False
-    timings: Timings = field(default_factory=Timings)
-    documents: Sequence[Encoded] = ()
-    outputs: list[RowOutput | None] = field(default_factory=list)
-    open_rows: int = 0
-
-    def rows(self, documents: Sequence[Encoded]) -> "list[Row]":
-        """Begin the call: every window of its documents as a row."""
-        windows = [ids for document in documents for ids in document.windows]
-        self.documents, self.outputs, self.open_rows = documents, [None] * len(windows), len(windows)
-        return [Row(self, index, ids) for index, ids in enumerate(windows)]
-
-    def finish(self, index: int, output: RowOutput) -> None:
-        """Take in one row's output; the last one answers the call."""
-        self.outputs[index] = output
-        self.open_rows -= 1
-        if self.open_rows == 0 and not self.future.done():
-            outputs = (output for output in self.outputs if output is not None)
-            self.future.set_result([self._answer(document, outputs) for document in self.documents])
-
-    def fail(self, error: AmnesticError) -> None:
-        """Answer the call with an error; its rows still waiting are dropped before any compute."""
-        if not self.future.done():
-            self.future.set_exception(error)
-
-    def _answer(self, document: Encoded, outputs: Iterator[RowOutput]) -> Answer:
-        count = len(document.windows)
-        if count == 1:
-            logits, features = next(outputs)
-        else:
-            every_logits, every_features = zip(*islice(outputs, count), strict=True)
-            logits = pool(np.stack(every_logits), self.pooling)
-            features = pool(np.stack(every_features), Pooling.MEAN)
-        return Answer(logits, features, document.tokens, document.truncated, count)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Row:
-    """One window of a document on its way through the queue and the engine; `index` among those of its call."""
-
-    call: Call
-    index: int
-    ids: NDArray[np.int64]
-
-    @property
-    def snapshot(self) -> Snapshot:
-        return self.call.snapshot
-
-    @property
-    def length(self) -> int:
-        return len(self.ids)
-
-    def expired(self, now: float) -> bool:
-        return now >= self.call.deadline or self.call.future.done()
-
-
-@dataclass(frozen=True, slots=True)
-class BatchStats:
-    """What one batch was: rows, padded tokens, real tokens, seconds to prepare it and in the engine.
-
-    `versions` are the rows of each version in it; `background` if they were of gates or measurements.
-    """
-
-    rows: int
-    padded_tokens: int
-    tokens: int
-    prepare_seconds: float
-    seconds: float
-    versions: Mapping[int, int]
-    background: bool
-
-    @classmethod
-    def of(cls, batch: Sequence[Row], prepare_seconds: float, seconds: float) -> Self:
-        return cls(
-            rows=len(batch),
-            padded_tokens=len(batch) * max(row.length for row in batch),
-            tokens=sum(row.length for row in batch),
-            prepare_seconds=prepare_seconds,
-            seconds=seconds,
-            versions=Counter(row.snapshot.version for row in batch),
-            background=batch[0].call.background,
-        )
 
 
 class Batcher:
@@ -190,15 +65,14 @@ class Batcher:
         self._lock = threading.Lock()
         self._work_came = threading.Condition(self._lock)
         self._texts: deque[tuple[Call, Sequence[str]]] = deque()
-        self._traffic: RowQueue[Row] = RowQueue(
-            max_tokens=max_queue_tokens, batch_tokens=max_batch_tokens, max_padding=max_padding
+        self._schedule: Schedule[Row] = Schedule(
+            traffic=RowQueue(max_tokens=max_queue_tokens, batch_tokens=max_batch_tokens, max_padding=max_padding),
+            background=RowQueue(
+                max_tokens=2**62, batch_tokens=min(BACKGROUND_BATCH_TOKENS, max_batch_tokens), max_padding=max_padding
+            ),
+            instances=engine.instances,
         )
-        self._background: RowQueue[Row] = RowQueue(
-            max_tokens=2**62, batch_tokens=min(BACKGROUND_BATCH_TOKENS, max_batch_tokens), max_padding=max_padding
-        )
-        self._background_ran_at = 0.0
-        self._in_hand = 0
-        self._engine_lock = threading.Lock()
+        self._instances = threading.Semaphore(engine.instances)
         self._closed = False
         self._open_documents = 0
         self._seconds_a_row = 0.0
@@ -206,7 +80,8 @@ class Batcher:
         self._idle = asyncio.Event()
         self._idle.set()
         self._threads = [
-            threading.Thread(target=self._work, name=f"engine-{number}", daemon=True) for number in range(2)
+            threading.Thread(target=self._work, name=f"engine-{number}", daemon=True)
+            for number in range(self._schedule.most_in_hand + 1)
         ]
         for thread in self._threads:
             thread.start()
@@ -218,11 +93,11 @@ class Batcher:
 
     @property
     def queue_tokens(self) -> int:
-        return self._traffic.tokens
+        return self._schedule.traffic.tokens
 
     @property
     def queue_rows(self) -> int:
-        return len(self._traffic)
+        return len(self._schedule.traffic)
 
     async def submit(self, texts: Sequence[str], snapshot: Snapshot, deadline: float) -> tuple[list[Answer], Timings]:
         """Classify documents with one snapshot; `deadline` in seconds of `time.monotonic`.
@@ -249,7 +124,7 @@ class Batcher:
         call = self._call(snapshot, float("inf"))
         call.background = True
         with self._lock:
-            self._background.put(call.rows(documents))
+            self._schedule.background.put(call.rows(documents))
             self._notify_worker()
         return await call.future
 
@@ -291,16 +166,29 @@ class Batcher:
         """One worker thread: tokenize what has come, else run a batch if one may be closed, else wait."""
         while True:
             with self._lock:
-                self._work_came.wait_for(lambda: self._closed or self._texts or self._may_take())
+                self._work_came.wait_for(lambda: self._closed or self._has_work())
                 if self._closed:
                     return
                 texts = list(self._texts)
                 self._texts.clear()
-                batch = [] if texts else self._take()
+                batch = None if texts else self._take()
+                if self._has_work():
+                    self._work_came.notify()
             if texts:
                 self._tokenize(texts)
-            elif batch:
+            elif batch is not None:
                 self._run_batch(batch)
+
+    def _has_work(self) -> bool:
+        """The lock is held."""
+        return bool(self._texts) or self._schedule.may_take(time.monotonic())
+
+    def _take(self) -> Batch[Row] | None:
+        """Close the next batch; None if all that waited has expired. The lock is held."""
+        batch, expired = self._schedule.take(time.monotonic())
+        for row in expired:
+            self._post(row.call.fail, DeadlineError())
+        return batch
 
     def _tokenize(self, calls: list[tuple[Call, Sequence[str]]]) -> None:
         """Encode the texts of all waiting calls at once, and queue them call by call."""
@@ -331,78 +219,55 @@ class Batcher:
                 rows = call.rows(list(islice(encoded, len(texts))))
                 self._rows_a_document += NEWEST_BATCH_WEIGHT * (len(rows) / len(texts) - self._rows_a_document)
                 try:
-                    self._traffic.put(rows)
+                    self._schedule.traffic.put(rows)
                 except QueueFullError:
                     self._post(call.fail, QueueFullError(self._retry_after()))
-            self._notify_worker()
 
-    def _run_batch(self, batch: list[Row]) -> None:
+    def _run_batch(self, batch: Batch[Row]) -> None:
         begun = time.monotonic()
         try:
-            prepared = self._engine.prepare(batch)
+            prepared = self._engine.prepare(batch.rows)
         except Exception:
             prepared = None
         prepare_seconds = time.monotonic() - begun
-        with self._engine_lock:
+        with self._instances:
             started = time.monotonic()
-            output = self._run(prepared)
+            output = self._run(prepared, batch.wide)
             seconds = time.monotonic() - started
-            if not batch[0].call.background:
-                newest = NEWEST_BATCH_WEIGHT if self._seconds_a_row else 1.0
-                self._seconds_a_row += newest * (seconds / len(batch) - self._seconds_a_row)
         with self._lock:
-            self._in_hand -= 1
+            self._schedule.done(batch)
+            if not batch.background:
+                # A pass on one thread is one of several at a time.
+                share = seconds / (len(batch.rows) * (1 if batch.wide else self._engine.instances))
+                newest = NEWEST_BATCH_WEIGHT if self._seconds_a_row else 1.0
+                self._seconds_a_row += newest * (share - self._seconds_a_row)
             self._notify_worker()
         if output is None:
-            self._run_one_by_one(batch)
+            self._run_one_by_one(batch.rows)
             return
         # Observed before it is delivered: who has an answer finds it counted.
-        self._on_batch(BatchStats.of(batch, prepare_seconds, seconds))
-        self._post(_deliver, batch, output, started, seconds)
-
-    def _take(self) -> list[Row]:
-        """Close the next batch; empty if all that waited has expired. The lock is held."""
-        now = time.monotonic()
-        queue = self._background if self._background_is_due(now) else self._traffic
-        batch, expired = queue.take(now)
-        for row in expired:
-            self._post(row.call.fail, DeadlineError())
-        if batch:
-            self._in_hand += 1
-            if queue is self._background:
-                self._background_ran_at = now
-            self._notify_worker()
-        return batch
+        self._on_batch(BatchStats.of(batch.rows, prepare_seconds, seconds))
+        self._post(_deliver, batch.rows, output, started, seconds)
 
     def _notify_worker(self) -> None:
         """Wake a worker if there is something for it to do; the lock is held."""
-        if self._texts or self._may_take():
+        if self._has_work():
             self._work_came.notify()
 
-    def _may_take(self) -> bool:
-        if self._in_hand == 0:
-            return bool(self._traffic or self._background)
-        return self._in_hand == 1 and self._traffic.fills_batch
-
-    def _background_is_due(self, now: float) -> bool:
-        if not self._background:
-            return False
-        return not self._traffic or now - self._background_ran_at >= BACKGROUND_INTERVAL_SECONDS
-
-    def _run(self, prepared: Prepared | None) -> Output | None:
+    def _run(self, prepared: Prepared | None, wide: bool) -> Output | None:
         if prepared is None:
             return None
         try:
-            return self._engine.run(prepared)
+            return self._engine.run(prepared, wide=wide)
         except Exception as error:
             log.error("the engine failed on a batch: %s", type(error).__name__)
             return None
 
-    def _run_one_by_one(self, batch: list[Row]) -> None:
+    def _run_one_by_one(self, batch: Sequence[Row]) -> None:
         """After a failed batch: every row on its own, so that a bad one fails alone."""
         for row in batch:
             try:
-                with self._engine_lock:
+                with self._instances:
                     begun = time.monotonic()
                     prepared = self._engine.prepare([row])
                     started = time.monotonic()
@@ -421,7 +286,7 @@ class Batcher:
             self._loop.call_soon_threadsafe(partial(function, *args))
 
 
-def _deliver(batch: list[Row], output: Output, started: float, seconds: float) -> None:
+def _deliver(batch: Sequence[Row], output: Output, started: float, seconds: float) -> None:
     for position, row in enumerate(batch):
         timings = row.call.timings
         waited = started - row.call.admitted_at - timings.tokenizer

@@ -1,7 +1,9 @@
 """Runs the classifier on a batch: gathers embeddings in torch, runs the ONNX encoder, applies each row's head.
 
 Rows of different versions share one pass of the encoder, since versions differ only in embedding rows and head.
-The engine knows nothing of queues; `Batcher` decides what runs when, and never runs two batches at a time.
+The engine knows nothing of queues; `Batcher` decides what runs when, and never more than `instances` batches at once.
+
+On a CUDA device everything is queued on one stream, so that nothing waits but the host, once, for the logits.
 """
 
 import os
@@ -21,6 +23,13 @@ from amnestic_server.snapshot import Snapshot
 
 TokenIds = NDArray[np.int64]
 WARM_UP_LENGTHS = (2, 16, 128)
+# Tokens of a pass that the device does best with. More of them leave the caches of a CPU.
+CPU_BATCH_TOKENS = 512
+GPU_BATCH_TOKENS = 16_384
+
+_RUN_OPTIONS = ort.RunOptions()
+# The heads follow on the same stream, and the copy of their logits waits for it.
+_RUN_OPTIONS.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
 
 class EngineRow(Protocol):
@@ -32,13 +41,17 @@ class EngineRow(Protocol):
     def snapshot(self) -> Snapshot: ...
 
 
+# A version and the positions of its rows in the batch, int64; None stands for all rows.
+Group = tuple[Snapshot, NDArray[np.int64] | None]
+
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A batch ready for the encoder: embeddings float32 [B, T, d], mask int64 [B, T], and rows by version."""
 
     embeddings: torch.Tensor
     mask: torch.Tensor
-    groups: list[tuple[Snapshot, torch.Tensor | None]]
+    groups: Sequence[Group]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +63,36 @@ class Output:
 
 
 class Engine:
-    """One ONNX Runtime session and the base embedding table, on one device."""
+    """The encoder in ONNX Runtime and the base embedding table, on one device.
 
-    def __init__(self, bundle: Bundle, *, device: str = "cpu", threads: int = 1, spinning: bool = False) -> None:
+    `instances` passes may run at once, each on one thread of its own, or a single one on all `threads`; 0 takes as many
+    as there are threads. That needs the encoder in memory twice. A CUDA device runs one pass at a time.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        device: str = "cpu",
+        threads: int = 1,
+        instances: int = 1,
+        spinning: bool = False,
+        gpu_memory_mb: int = 0,
+    ) -> None:
         self.device = select_device(device)
+        self.instances = 1 if self.device.type == "cuda" else instances or threads
+        self._stream = _stream(self.device)
         self._feature_size = bundle.manifest.feature_size
         self._table = bundle.table.to(self.device)
-        self._session = _open_session(str(bundle.encoder), self.device, threads, spinning)
-        self.provider: str = self._session.get_providers()[0]
+        path = str(bundle.encoder)
+        if self._stream is not None:
+            self._wide = self._narrow = _open_on_cuda(path, self._stream, gpu_memory_mb)
+        else:
+            self._wide = self._narrow = _open_on_cpu(path, threads, spinning)
+            if self.instances > 1:
+                self._narrow = _open_on_cpu(path, 1, spinning)
+        self.batch_tokens = GPU_BATCH_TOKENS if self._stream is not None else CPU_BATCH_TOKENS
+        self.provider: str = self._wide.get_providers()[0]
 
     def prepare(self, rows: Sequence[EngineRow]) -> Prepared:
         """Pad the rows to the longest and gather their embeddings, each through its own version's overlay."""
@@ -66,41 +101,78 @@ class Engine:
         for index, row in enumerate(rows):
             ids[index, : lengths[index]] = row.ids
         mask = (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64)
-        tokens = torch.from_numpy(ids).to(self.device)
-        embeddings = torch.nn.functional.embedding(tokens, self._table)
-        groups = _by_snapshot(rows, self.device)
-        for snapshot, members in groups:
-            _overlay(embeddings, tokens, snapshot, members)
-        return Prepared(embeddings, torch.from_numpy(mask).to(self.device), groups)
+        groups = _by_snapshot(rows)
+        with torch.cuda.stream(self._stream):
+            embeddings = torch.nn.functional.embedding(self._upload(ids), self._table)
+            for snapshot, members in groups:
+                self._overlay(embeddings, ids, snapshot, members)
+            return Prepared(embeddings, self._upload(mask), groups)
 
-    def run(self, prepared: Prepared) -> Output:
-        """Run the encoder and each row's head."""
-        features = torch.empty((len(prepared.mask), self._feature_size), device=self.device)
-        binding = self._session.io_binding()
-        _bind(binding.bind_input, "inputs_embeds", prepared.embeddings, np.float32)
-        _bind(binding.bind_input, "attention_mask", prepared.mask, np.int64)
-        _bind(binding.bind_output, "features", features, np.float32)
-        if self.device.type == "cuda":
-            # Torch's work on its own stream must be done before ONNX Runtime reads from its.
-            torch.cuda.current_stream(self.device).synchronize()
-        self._session.run_with_iobinding(binding)
-        logits = _heads(features, prepared.groups)
-        return Output(logits.cpu().numpy(), features.cpu().numpy())
+    def run(self, prepared: Prepared, *, wide: bool = True) -> Output:
+        """Run the encoder and each row's head; `wide` on all threads, else on the caller's alone."""
+        session = self._wide if wide else self._narrow
+        binding = session.io_binding()
+        with torch.cuda.stream(self._stream):
+            features = torch.empty((len(prepared.mask), self._feature_size), device=self.device)
+            _bind(binding.bind_input, "inputs_embeds", prepared.embeddings, np.float32)
+            _bind(binding.bind_input, "attention_mask", prepared.mask, np.int64)
+            _bind(binding.bind_output, "features", features, np.float32)
+            session.run_with_iobinding(binding, _RUN_OPTIONS)
+            logits = self._heads(features, prepared.groups)
+            return Output(logits.cpu().numpy(), features.cpu().numpy())
 
     def changed_rows(self, snapshot: Snapshot) -> torch.Tensor:
         """Which rows of the embedding table, gathered as for serving, differ from the base's: bool [V], on the host."""
         changed = []
-        for ids in torch.split(torch.arange(len(self._table), device=self.device), 4096):
-            embeddings = self._table[ids].unsqueeze(0)
-            _overlay(embeddings, ids.unsqueeze(0), snapshot, None)
-            changed.append((embeddings[0] != self._table[ids]).any(dim=1))
+        for begin in range(0, len(self._table), 4096):
+            base = self._table[begin : begin + 4096]
+            embeddings = base.unsqueeze(0).clone()
+            self._overlay(embeddings, np.arange(begin, begin + len(base))[None], snapshot, None)
+            changed.append((embeddings[0] != base).any(dim=1))
         return torch.cat(changed).cpu()
 
     def warm_up(self, snapshot: Snapshot, max_tokens: int) -> None:
         """Run a few shapes, so that the first caller doesn't pay for allocation and lazy set-up."""
         for length in {*WARM_UP_LENGTHS, max_tokens}:
             ids = np.zeros(min(length, max_tokens), dtype=np.int64)
-            self.run(self.prepare([_WarmUpRow(ids, snapshot)]))
+            prepared = self.prepare([_WarmUpRow(ids, snapshot)])
+            for wide in {True, self.instances == 1}:
+                self.run(prepared, wide=wide)
+
+    def _overlay(
+        self, embeddings: torch.Tensor, ids: TokenIds, snapshot: Snapshot, members: NDArray[np.int64] | None
+    ) -> None:
+        """Replace, in place, the embeddings of tokens whose rows this version has patched.
+
+        Which these are is found on the host, so that the device is not waited for.
+        """
+        if snapshot.slots is None or snapshot.rows is None:
+            return
+        slots = snapshot.slots[ids if members is None else ids[members]]
+        row, column = (slots >= 0).nonzero()
+        if not len(row):
+            return
+        patched = snapshot.rows[self._upload(slots[row, column].astype(np.int64))]
+        positions = (row if members is None else members[row]) * ids.shape[1] + column
+        embeddings.view(-1, embeddings.shape[2]).index_copy_(0, self._upload(positions), patched)
+
+    def _heads(self, features: torch.Tensor, groups: Sequence[Group]) -> torch.Tensor:
+        """Logits float32 [B, C], each row's by the head of its own version."""
+        first, members = groups[0]
+        if members is None:
+            return torch.addmm(first.head_bias, features, first.head_weight)
+        owner = np.empty(len(features), dtype=np.int64)
+        for index, (_, members) in enumerate(groups):
+            owner[members] = index
+        which = self._upload(owner)
+        weights = torch.stack([snapshot.head_weight for snapshot, _ in groups])[which]
+        biases = torch.stack([snapshot.head_bias for snapshot, _ in groups])[which]
+        return torch.baddbmm(biases.unsqueeze(1), features.unsqueeze(1), weights).squeeze(1)
+
+    def _upload(self, values: NDArray[np.int64]) -> torch.Tensor:
+        """To the device, from pinned memory where there is one; the host does not wait for it."""
+        tensor = torch.from_numpy(values)
+        return tensor if self._stream is None else tensor.pin_memory().to(self.device, non_blocking=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,20 +194,39 @@ def select_device(device: str) -> torch.device:
     return torch.device("cuda" if device == "cuda" or (device == "auto" and has_cuda) else "cpu")
 
 
-def _open_session(path: str, device: torch.device, threads: int, spinning: bool) -> Any:
-    options = ort.SessionOptions()
+def _stream(device: torch.device) -> torch.cuda.Stream | None:
+    return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+
+def _open_on_cpu(path: str, threads: int, spinning: bool) -> Any:
+    options = _options()
     options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
-    options.log_severity_level = 3
-    if device.type == "cpu":
-        return _load_graph(path, options, "CPUExecutionProvider", {})
-    if hasattr(ort, "preload_dlls"):
-        ort.preload_dlls()
-    session = _load_graph(path, options, "CUDAExecutionProvider", {"device_id": torch.cuda.current_device()})
+    return _load_graph(path, options, "CPUExecutionProvider", {})
+
+
+def _open_on_cuda(path: str, stream: torch.cuda.Stream, memory_mb: int) -> Any:
+    ort.preload_dlls()
+    provider_options = {
+        "device_id": str(stream.device.index),
+        "user_compute_stream": str(stream.cuda_stream),
+        # What the bundle says is fp32 is computed in fp32.
+        "use_tf32": "0",
+        "arena_extend_strategy": "kSameAsRequested",
+    }
+    if memory_mb:
+        provider_options["gpu_mem_limit"] = str(memory_mb * 2**20)
+    session = _load_graph(path, _options(), "CUDAExecutionProvider", provider_options)
     if session.get_providers()[0] != "CUDAExecutionProvider":
         raise StartError("ONNX Runtime could not start its CUDA provider: check the CUDA and cuDNN libraries")
     return session
+
+
+def _options() -> Any:
+    options = ort.SessionOptions()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return options
 
 
 def _load_graph(path: str, options: Any, provider: str, provider_options: dict[str, Any]) -> Any:
@@ -145,8 +236,8 @@ def _load_graph(path: str, options: Any, provider: str, provider_options: dict[s
         raise StartError(f"encoder.onnx cannot be loaded by {provider}") from error
 
 
-def _by_snapshot(rows: Sequence[EngineRow], device: torch.device) -> list[tuple[Snapshot, torch.Tensor | None]]:
-    """Rows' positions by snapshot; None stands for all rows, the usual case of one version in a batch."""
+def _by_snapshot(rows: Sequence[EngineRow]) -> list[Group]:
+    """Rows by version, in order of first appearance; a batch of one version is the usual case."""
     members: dict[int, list[int]] = {}
     snapshots: dict[int, Snapshot] = {}
     for index, row in enumerate(rows):
@@ -154,27 +245,7 @@ def _by_snapshot(rows: Sequence[EngineRow], device: torch.device) -> list[tuple[
         members.setdefault(id(row.snapshot), []).append(index)
     if len(members) == 1:
         return [(rows[0].snapshot, None)]
-    return [(snapshots[key], torch.tensor(members[key], device=device)) for key in members]
-
-
-def _overlay(embeddings: torch.Tensor, tokens: torch.Tensor, snapshot: Snapshot, members: torch.Tensor | None) -> None:
-    """Replace, in place, the embeddings of tokens whose rows this version has patched."""
-    if snapshot.slots is None or snapshot.rows is None:
-        return
-    slots = snapshot.slots[tokens if members is None else tokens[members]]
-    row, column = (slots >= 0).nonzero(as_tuple=True)
-    patched = snapshot.rows[slots[row, column].long()]
-    embeddings[row if members is None else members[row], column] = patched
-
-
-def _heads(features: torch.Tensor, groups: list[tuple[Snapshot, torch.Tensor | None]]) -> torch.Tensor:
-    first, members = groups[0]
-    if members is None:
-        return torch.addmm(first.head_bias, features, first.head_weight)
-    logits = features.new_empty((len(features), len(first.head_bias)))
-    for snapshot, indices in groups:
-        logits[indices] = torch.addmm(snapshot.head_bias, features[indices], snapshot.head_weight)
-    return logits
+    return [(snapshots[key], np.array(members[key])) for key in members]
 
 
 def _bind(bind: Any, name: str, tensor: torch.Tensor, dtype: Any) -> None:

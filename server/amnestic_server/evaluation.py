@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from amnestic_server.batcher import Answer, Batcher
+from amnestic_server.batcher import Batcher
+from amnestic_server.call import Answer
 from amnestic_server.snapshot import Snapshot
 from amnestic_server.tokenizer import DocumentTokenizer, Encoded
 from amnestic_unlearn import corpus as corpora

@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from amnestic_server.batcher import BatchStats, Timings
+from amnestic_server.call import BatchStats, Timings
 
 
 @dataclass(slots=True)

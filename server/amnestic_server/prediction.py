@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amnestic_server import trace
-from amnestic_server.batcher import Answer, Batcher, Timings
+from amnestic_server.batcher import Batcher
+from amnestic_server.call import Answer, Timings
 from amnestic_server.errors import DrainingError, InvalidArgumentError
 from amnestic_server.inference_stats import InferenceStats
 from amnestic_server.metrics import Metrics

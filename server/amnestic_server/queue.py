@@ -46,10 +46,9 @@ class RowQueue(Generic[R]):
         """Tokens waiting, without padding."""
         return self._tokens
 
-    @property
-    def fills_batch(self) -> bool:
-        """True if the waiting rows would fill a batch, so that waiting for more would not make it better."""
-        return self._tokens >= self._batch_tokens
+    def fills_batches(self, count: int) -> bool:
+        """True if the waiting rows would fill so many batches, so that more would make none of them better."""
+        return self._tokens >= count * self._batch_tokens
 
     def put(self, rows: list[R]) -> None:
         """Add rows, all or none; raises QueueFullError if their tokens don't fit.

@@ -51,8 +51,16 @@ class Settings:
         "auto, cpu or cuda. cuda is a refusal to start where CUDA is absent, never a fall-back.", "auto"
     )
     threads: int = _setting("Threads of the encoder; 0 takes what affinity and the cgroup's quota allow.", 0)
+    instances: int = _setting(
+        "Passes of the encoder that may run at once on a CPU, on one thread each; 0 takes as many as threads. More than"
+        " one keeps the encoder in memory twice.",
+        0,
+    )
     spinning: bool = _setting("Let idle encoder threads spin: a little faster alone, much slower in company.", False)
-    max_batch_tokens: int = _setting("Most tokens, padding included, in one pass of the encoder.", 2048)
+    gpu_memory_mb: int = _setting("Memory that ONNX Runtime may take on a GPU, in MiB; 0 for no limit.", 0)
+    max_batch_tokens: int = _setting(
+        "Most tokens, padding included, in one pass of the encoder; 0 takes 512 on a CPU, 16384 on a GPU.", 0
+    )
     max_padding: float = _setting("Largest share of a row in a batch that may be padding, 0 to 1.", 0.25)
     max_concurrent_requests: int = _setting("Most documents admitted and not yet answered.", 1024)
     max_queue_tokens: int = _setting("Most tokens waiting for the encoder.", 262_144)
@@ -77,10 +85,10 @@ class Settings:
         _require(self.device in DEVICES, "device", f"one of {', '.join(DEVICES)}")
         for name in ("grpc_port", "metrics_port"):
             _require(0 <= getattr(self, name) <= 65_535, name, "from 0 to 65535")
-        _require(0 <= self.threads <= 1024, "threads", "from 0 to 1024")
+        for name in ("threads", "instances"):
+            _require(0 <= getattr(self, name) <= 1024, name, "from 0 to 1024")
         _require(0 <= self.max_padding < 1, "max_padding", "from 0 to below 1")
         for name in (
-            "max_batch_tokens",
             "max_concurrent_requests",
             "max_queue_tokens",
             "max_documents",
@@ -96,7 +104,14 @@ class Settings:
         _require(re.fullmatch("0?[0-7]{3}", self.uds_mode) is not None, "uds_mode", "three octal digits, such as 0660")
         for name in ("keepalive_secs", "client_ping_secs"):
             _require(0 < getattr(self, name) <= MAX_INTERVAL_SECS, name, f"above 0 to {MAX_INTERVAL_SECS:g}")
-        for name in ("exit_timeout_secs", "exit_notice_secs", "worker_timeout_secs", "worker_memory_mb"):
+        for name in (
+            "exit_timeout_secs",
+            "exit_notice_secs",
+            "worker_timeout_secs",
+            "worker_memory_mb",
+            "gpu_memory_mb",
+            "max_batch_tokens",
+        ):
             _require(getattr(self, name) >= 0, name, "at least 0")
 
     @property

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from amnestic_server.bundle import Bundle
 from amnestic_server.errors import NotFoundError
@@ -23,13 +25,13 @@ BASE_VERSION = 1
 class Snapshot:
     """One version: the base table with an overlay of rows, and a head.
 
-    `slots` int32 [V] maps a token id to its row in `rows` float32 [k, d], -1 where the base's row holds; both are
-    None for the base. `head_weight` float32 [h, C] is transposed for the product with the features.
+    `slots` int32 [V], on the host, maps a token id to its row in `rows` float32 [k, d], -1 where the base's row holds;
+    both are None for the base. `head_weight` float32 [h, C] is transposed for the product with the features.
     """
 
     version: int
     forgotten: frozenset[str]
-    slots: torch.Tensor | None
+    slots: NDArray[np.int32] | None
     rows: torch.Tensor | None
     head_weight: torch.Tensor
     head_bias: torch.Tensor
@@ -50,12 +52,12 @@ def base_snapshot(bundle: Bundle, device: torch.device) -> Snapshot:
 def patched_snapshot(bundle: Bundle, patch: Patch, version: int, device: torch.device) -> Snapshot:
     """A version made by a patch; raises PatchError if the patch does not fit the bundle."""
     patch.check(bundle.digest, bundle.manifest.labels, bundle.table, bundle.head_weight)
-    slots = torch.full((bundle.manifest.vocab_size,), -1, dtype=torch.int32)
-    slots[patch.row_ids] = torch.arange(len(patch.row_ids), dtype=torch.int32)
+    slots = np.full(bundle.manifest.vocab_size, -1, dtype=np.int32)
+    slots[patch.row_ids.numpy()] = np.arange(len(patch.row_ids), dtype=np.int32)
     return Snapshot(
         version=version,
         forgotten=frozenset(patch.forgotten),
-        slots=slots.to(device),
+        slots=slots,
         rows=patch.rows.to(device),
         head_weight=patch.head_weight.t().contiguous().to(device),
         head_bias=patch.head_bias.to(device),

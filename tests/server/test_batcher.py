@@ -42,7 +42,9 @@ class CharacterTokenizer:
 class ScriptedEngine:
     """Answers a row with the sum of its ids; records its batches, and can be held."""
 
-    def __init__(self) -> None:
+    def __init__(self, instances: int = 1) -> None:
+        self.instances = instances
+        self.wide: list[bool] = []
         self.batches: list[list[Any]] = []
         self.prepared: list[list[Any]] = []
         self.gate = threading.Event()
@@ -52,7 +54,8 @@ class ScriptedEngine:
         self.prepared.append(list(rows))
         return rows
 
-    def run(self, rows: Any) -> Output:
+    def run(self, rows: Any, *, wide: bool = True) -> Output:
+        self.wide.append(wide)
         self.batches.append(list(rows))
         assert self.gate.wait(10)
         if any(row.ids.tobytes() == token_ids(POISON).tobytes() for row in rows):
@@ -134,6 +137,19 @@ async def test_a_full_batch_is_prepared_while_the_engine_runs() -> None:
         engine.gate.set()
         await asyncio.gather(held, *tasks)
     assert [len(batch) for batch in engine.batches] == [1, 8]
+
+
+async def test_instances_run_at_once_on_one_thread_each_when_enough_waits() -> None:
+    engine = ScriptedEngine(instances=2)
+    async with running(engine) as batcher:
+        held = await hold(engine, batcher)
+        tasks = [submit(batcher, "abcdefgh") for _ in range(24)]
+        # Beside the call that is held, one batch runs; the others wait for one of the two threads.
+        await until(lambda: len(engine.batches) == 2 and batcher.queue_rows == 16)
+        engine.gate.set()
+        await asyncio.gather(held, *tasks)
+    assert [len(batch) for batch in engine.batches] == [1, 8, 8, 8]
+    assert engine.wide[:2] == [True, False]
 
 
 async def test_a_cancelled_call_never_reaches_the_engine() -> None:
@@ -268,10 +284,10 @@ async def test_background_rows_run_after_waiting_traffic() -> None:
     engine = ScriptedEngine()
     encoded = CharacterTokenizer().encode(["background"] * 3)
     async with running(engine) as batcher:
-        batcher._background_ran_at = time.monotonic() + 60  # no turn for the background by age
+        batcher._schedule._background_ran_at = time.monotonic() + 60  # no turn for the background by age
         held = await hold(engine, batcher)
         background = asyncio.create_task(batcher.submit_encoded(encoded, SNAPSHOT))
-        await until(lambda: len(batcher._background) == 3)
+        await until(lambda: len(batcher._schedule.background) == 3)
         traffic = submit(batcher, "traffic")
         await until(lambda: batcher.queue_rows == 1)
         engine.gate.set()

@@ -1,5 +1,6 @@
 """The engine beside Hugging Face's own classes: padding, mixed versions, and which rows a version changes."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -147,9 +148,21 @@ def test_the_rows_that_differ_from_the_base_are_those_of_the_patch(engine, loade
     for patch, snapshot in zip(patches, snapshots[1:], strict=True):
         changed = engine.changed_rows(snapshot)
         assert changed.nonzero().flatten().tolist() == patch.row_ids.tolist()
-    undeclared = snapshots[1].slots.clone()
-    undeclared[(undeclared < 0).nonzero()[0]] = 0
+    undeclared = snapshots[1].slots.copy()
+    undeclared[(undeclared < 0).nonzero()[0][0]] = 0
     assert int(engine.changed_rows(replace(snapshots[1], slots=undeclared)).sum()) == len(patches[0].row_ids) + 1
+
+
+def test_passes_at_once_on_one_thread_each_answer_as_one_on_all(loaded, snapshots, documents):
+    engine = Engine(loaded, threads=2, instances=0)
+    assert engine.instances == 2
+    rows = [Row(ids, snapshots[index % 4]) for index, ids in enumerate(documents)]
+    wanted = engine.run(engine.prepare(rows))
+    with ThreadPoolExecutor(2) as pool:
+        answers = pool.map(lambda _: engine.run(engine.prepare(rows), wide=False), range(8))
+    for output in answers:
+        np.testing.assert_allclose(output.logits, wanted.logits, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(output.features, wanted.features, rtol=0, atol=1e-5)
 
 
 def test_warming_up_covers_the_longest_document(engine, loaded, snapshots, monkeypatch):

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from amnestic_server.batcher import Answer
+from amnestic_server.call import Answer
 from amnestic_server.evaluation import Evaluator, Figures, GateAnswers, GateDocuments
 from amnestic_server.gates import (
     Gate,

@@ -3,7 +3,7 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from amnestic_server.batcher import BatchStats, Timings
+from amnestic_server.call import BatchStats, Timings
 from amnestic_server.inference_stats import Duration, InferenceStats
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from amnestic.v1 import prediction_pb2 as prediction
 from amnestic_server import bundle as bundles
 from amnestic_server.engine import Engine, TokenIds, limit_library_threads
-from amnestic_server.settings import Settings, available_cpus
+from amnestic_server.settings import available_cpus
 from amnestic_server.snapshot import Snapshot, base_snapshot
 from amnestic_server.tokenizer import DocumentTokenizer
 
@@ -75,14 +75,14 @@ class _Row:
 class Ceiling:
     """The engine alone, in this process."""
 
-    def __init__(self, folder: Path, texts: Sequence[str], batch_tokens: int, threads: int) -> None:
+    def __init__(self, folder: Path, texts: Sequence[str], threads: int) -> None:
         limit_library_threads()
         bundle = bundles.load(folder)
         self._engine = Engine(bundle, threads=threads)
         snapshot = base_snapshot(bundle, self._engine.device)
         encoded = DocumentTokenizer(bundle.tokenizer, bundle.manifest.reading).encode(texts)
         self._documents = [[_Row(ids, snapshot) for ids in document.windows] for document in encoded]
-        self._batches = list(_full_batches(list(chain.from_iterable(self._documents)), batch_tokens))
+        self._batches = list(_full_batches(list(chain.from_iterable(self._documents)), self._engine.batch_tokens))
 
     def throughput(self, name: str) -> Phase:
         """Every document once, in full batches of like lengths. Only the session and the heads are timed."""
@@ -184,7 +184,7 @@ def run(
     `calls` is the number of calls at the highest concurrency; lower ones make a share of it.
     """
     threads = threads or available_cpus()
-    ceiling = Ceiling(bundle, texts, Settings(bundle=bundle, store=bundle).max_batch_tokens, threads)
+    ceiling = Ceiling(bundle, texts, threads)
     messages = [prediction.PredictRequest(documents=[text]).SerializeToString() for text in texts]
     measured: list[list[Phase]] = []
 
