@@ -11,8 +11,8 @@ from matplotlib.text import Annotation, Text
 from tiny import key, measured
 
 from amnestic_unlearn.bench import plots, report, summary, table
+from amnestic_unlearn.bench.page import ReportError
 from amnestic_unlearn.bench.plots import Point
-from amnestic_unlearn.bench.report import ReportError
 from amnestic_unlearn.bench.sequence_table import sequence_table
 from amnestic_unlearn.bench.summary import Estimate
 
