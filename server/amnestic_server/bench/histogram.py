@@ -71,6 +71,14 @@ class Calls:
         self.codes.append(code)
         self.marks.append(mark)
 
+    def part(self, indices: Iterable[int]) -> "Calls":
+        """Some of them."""
+        chosen = Calls(self.began)
+        for index in indices:
+            mark = self.marks[index]
+            chosen.add(self.intended[index], self.sent[index], self.latencies[index], self.codes[index], mark)
+        return chosen
+
     def columns(self) -> dict[str, list[Any]]:
         """As JSON holds them."""
         return {name: list(getattr(self, name)) for name in ("intended", "sent", "latencies", "codes", "marks")}
