@@ -98,6 +98,8 @@ def test_versions(measure):
     assert "| versions beside the base |" in written
 
 
+# The worker of a job gives way to whatever else the machine does.
+@pytest.mark.timeout(900)
 def test_unlearn_impact(measure, bundle, corpus_path):
     given = ("--bundle", bundle, "--corpus", corpus_path, "--label", "beta", "--window", 1, "--load", 0.05)
     given += ("--preset", "paper", "--max-steps", 2)
