@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import matplotlib
@@ -56,22 +57,24 @@ def _panel(result: Result) -> Callable[[Any, Any], None]:
 
 
 def _serving(place: Any, result: ServingResult) -> None:
-    phases = sorted(
-        (phase for phases in result.rounds for phase in phases if phase.share and _finite(phase)),
-        key=lambda phase: phase.share,
-    )
+    """A point a phase and round, and a line through the medians over the rounds."""
+    by_name: dict[str, list[Phase]] = {}
+    for phase in itertools.chain.from_iterable(result.rounds):
+        if phase.share and math.isfinite(phase.p50_ms):
+            by_name.setdefault(phase.name, []).append(phase)
     for name in ("p50", "p99", "p99.9"):
         figure, colour, dashes = LINES[name]
-        across, up = [phase.share for phase in phases], [getattr(phase, figure) for phase in phases]
-        place.plot(across, up, color=colour, linestyle=dashes, marker="o", markersize=3, label=name)
+        points = sorted(
+            (median(phase.share for phase in phases), median(getattr(phase, figure) for phase in phases))
+            for phases in by_name.values()
+        )
+        place.plot(*zip(*points, strict=True), color=colour, linestyle=dashes, label=name)
+        for phase in itertools.chain.from_iterable(by_name.values()):
+            place.plot(phase.share, getattr(phase, figure), color=colour, marker="o", markersize=3)
     place.axhline(result.limit_ms, color="#999999", linewidth=0.8)
     place.set_yscale("log")
     place.set_xlabel("open-loop calls a second, of the ceiling")
     place.set_ylabel("latency, ms")
-
-
-def _finite(phase: Phase) -> bool:
-    return math.isfinite(phase.p50_ms)
 
 
 def _swaps(place: Any, result: SwapResult) -> None:
