@@ -53,8 +53,11 @@ client-ts: $(STAMP) ## build, lint and test the TypeScript client over a real se
 proto-baseline: $(STAMP) ## make the proto files of today those that no change may break; at a release
 	$(BIN)/buf build proto --exclude-source-info --output proto/baseline.binpb
 
-bench: $(STAMP) ## measure serving beside its ceiling, and forgetting beside retraining
-	$(BIN)/amnestic bench serve
+bench: $(STAMP) ## measure serving beside its ceiling, swaps, and forgetting beside retraining
+	$(BIN)/amnestic bench serve --rounds 2 --seconds 3
+	$(BIN)/amnestic bench swap --shape demo --rounds 1 --seconds 3
+	$(BIN)/amnestic bench versions --shape demo --rounds 1 --seconds 3 --count 1 --count 16 --count 100
+	$(BIN)/amnestic bench unlearn-impact --rounds 1 --seconds 3 --window 8
 	$(BIN)/amnestic bench unlearn --quick
 
 clean: ## remove what was built

@@ -1,143 +1,158 @@
 """How close serving comes to its ceiling, and what the front costs. All of it is measured in one run, interleaved.
 
-The ceiling is the same ONNX Runtime session on the same documents, tokenized before, sorted by length into full
-batches, with no gRPC, no queue and no client. The echo is a bare grpc.aio server that returns the same request bytes.
-Closed-loop clients share the machine with the server: what they use, the server doesn't have.
+The ceiling is the engine alone. The echo is a bare grpc.aio server that returns the same request bytes. Clients are
+processes of their own on the same machine: what they use, the server doesn't have.
 """
 
 import asyncio
-import os
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import grpc.aio
-import numpy as np
 
 from amnestic.v1 import prediction_pb2 as prediction
-from amnestic_server import bundle as bundles
-from amnestic_server.engine import Engine, TokenIds, limit_library_threads
+from amnestic_server.bench.ceiling import Ceiling, Lengths
+from amnestic_server.bench.load import Closed, Found, Open, Search
+from amnestic_server.bench.processes import ECHO, PREDICT, Caller, amnestic_server, echo_server
+from amnestic_server.bench.rounds import Phase, Summary
 from amnestic_server.settings import available_cpus
-from amnestic_server.snapshot import Snapshot, base_snapshot
-from amnestic_server.tokenizer import DocumentTokenizer
 
-PREDICT = "/amnestic.v1.PredictionService/Predict"
-ECHO = "/echo.Echo/Echo"
 CONCURRENCIES = (8, 64)
-WARM_UP_CALLS = 64
-# The ceiling, the engine and a client one by one, the clients, the echo.
-PHASES = 4 + len(CONCURRENCIES)
+SHARES = (0.25, 0.5, 0.75, 0.9)
+LONE_CALLS = 96
+AMNESTIC, OPEN = "amnestic", "open loop"
+# The search for the highest rate begins so far above the best that was seen.
+ROOM = 1.1
+# The ceiling, the engine and a client one by one, the clients, the open loops, the search, the echo.
+PHASES = 5 + len(CONCURRENCIES) + len(SHARES)
 
 
 @dataclass(frozen=True, slots=True)
-class Phase:
-    """One phase of one round. Rates in documents (calls) a second, latencies in milliseconds."""
+class ServingResult:
+    """Every phase by round, and the ratios that the design promises, as medians over the rounds with their spread.
 
-    name: str
-    rate: float
-    p50_ms: float
-    p95_ms: float
-    p99_ms: float
-
-    @classmethod
-    def of(cls, name: str, latencies: Sequence[float], seconds: float) -> "Phase":
-        p50, p95, p99 = (np.percentile(latencies, [50, 95, 99]) * 1e3).tolist()
-        return cls(name, len(latencies) / seconds, p50, p95, p99)
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """Median over the rounds, with the smallest and the largest."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Summary":
-        return cls(median(values), min(values), max(values))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Row:
-    ids: TokenIds
-    snapshot: Snapshot
-
-
-class Ceiling:
-    """The engine alone, in this process."""
-
-    def __init__(self, folder: Path, texts: Sequence[str], threads: int) -> None:
-        limit_library_threads()
-        bundle = bundles.load(folder)
-        self._engine = Engine(bundle, threads=threads)
-        snapshot = base_snapshot(bundle, self._engine.device)
-        encoded = DocumentTokenizer(bundle.tokenizer, bundle.manifest.reading).encode(texts)
-        self._documents = [[_Row(ids, snapshot) for ids in document.windows] for document in encoded]
-        self._batches = list(_full_batches(list(chain.from_iterable(self._documents)), self._engine.batch_tokens))
-
-    def throughput(self, name: str) -> Phase:
-        """Every document once, in full batches of like lengths. Only the session and the heads are timed."""
-        latencies = []
-        for batch in self._batches:
-            prepared = self._engine.prepare(batch)
-            started = time.perf_counter()
-            self._engine.run(prepared)
-            latencies.append(time.perf_counter() - started)
-        return Phase(
-            name, len(self._documents) / sum(latencies), *(np.percentile(latencies, [50, 95, 99]) * 1e3).tolist()
-        )
-
-    def alone(self, document: int) -> float:
-        """Seconds of the session and the head for one document, alone in its batch, with all its windows."""
-        prepared = self._engine.prepare(self._documents[document])
-        started = time.perf_counter()
-        self._engine.run(prepared)
-        return time.perf_counter() - started
-
-
-def _full_batches(rows: Sequence[_Row], batch_tokens: int) -> Iterator[list[_Row]]:
-    batch: list[_Row] = []
-    for row in sorted(rows, key=lambda row: len(row.ids)):
-        if batch and (len(batch) + 1) * len(row.ids) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(row)
-    yield batch
-
-
-async def closed_loop(
-    target: str, method: str, messages: Sequence[bytes], concurrency: int, calls: int
-) -> tuple[list[float], float]:
-    """Call with so many clients, each waiting for its answer before its next call.
-
-    Returns the latency of every call in order of the messages, in seconds, and the seconds that all took. Raises
-    grpc.aio.AioRpcError if a call fails: a benchmark with failures is none.
+    `at_limit` is the highest open-loop rate whose p99 was at most `limit_ms`, to within `resolution`, both in calls a
+    second.
     """
-    async with grpc.aio.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
-        call: Any = channel.unary_unary(method)
-        for message in messages[: min(WARM_UP_CALLS, calls)]:
-            await call(message)
-        latencies = [0.0] * calls
-        turns = iter(range(calls))
 
-        async def client() -> None:
-            for turn in turns:
-                started = time.perf_counter()
-                await call(messages[turn % len(messages)])
-                latencies[turn] = time.perf_counter() - started
+    rounds: list[list[Phase]]
+    of_ceiling: Summary
+    added_ms: Summary
+    of_echo: Summary
+    idle_megabytes: float
+    lengths: Lengths
+    limit_ms: float
+    at_limit: Summary
+    resolution: Summary
 
-        began = time.perf_counter()
-        await asyncio.gather(*(client() for _ in range(concurrency)))
-        return latencies, time.perf_counter() - began
+
+def run(
+    bundle: Path,
+    texts: Sequence[str],
+    *,
+    rounds: int,
+    seconds: float,
+    limit_ms: float,
+    threads: int = 0,
+    on_phase: Callable[[Phase], None] = lambda phase: None,
+) -> ServingResult:
+    """Measure `rounds` times: the ceiling, the engine on single documents, the clients, the open loops, and the echo.
+
+    Every load lasts for so many seconds. Raises BenchError and BundleError.
+    """
+    threads = threads or available_cpus()
+    ceiling = Ceiling(bundle, texts, threads)
+    messages = [prediction.PredictRequest(documents=[text]).SerializeToString() for text in texts]
+    measured: list[_Round] = []
+    with (
+        amnestic_server(bundle, threads) as server,
+        echo_server() as echo,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        caller = Caller(server.target, PREDICT, messages, Path(folder))
+        echoed = Caller(echo, ECHO, messages, Path(folder))
+        ceiling.throughput()
+        for number in range(rounds):
+            one = _Round(number, seconds, on_phase)
+            one.alone(ceiling, server.target, messages)
+            one.clients(caller)
+            one.open_loops(caller, limit_ms)
+            one.echo(echoed)
+            measured.append(one)
+    return ServingResult(
+        rounds=[one.phases for one in measured],
+        of_ceiling=Summary.of([one.named(_clients(64)).rate / one.ceiling.rate for one in measured]),
+        added_ms=Summary.of([one.added_ms for one in measured]),
+        of_echo=Summary.of([one.named(_clients(64)).rate / one.phases[-1].rate for one in measured]),
+        idle_megabytes=server.idle_megabytes,
+        lengths=ceiling.lengths,
+        limit_ms=limit_ms,
+        at_limit=Summary.of([one.found.rate for one in measured]),
+        resolution=Summary.of([one.found.above - one.found.rate for one in measured]),
+    )
+
+
+class _Round:
+    """The phases of one round, in the order in which they are measured."""
+
+    def __init__(self, number: int, seconds: float, told: Callable[[Phase], None]) -> None:
+        self.phases: list[Phase] = []
+        self.added_ms = 0.0
+        self.found = Found(0.0, 0.0, [])
+        self._number = number
+        self._seconds = seconds
+        self._told = told
+
+    @property
+    def ceiling(self) -> Phase:
+        return self.phases[0]
+
+    def named(self, name: str) -> Phase:
+        return next(phase for phase in self.phases if phase.name == name)
+
+    def alone(self, ceiling: Ceiling, target: str, messages: Sequence[bytes]) -> None:
+        """The ceiling, and what a lone client waits for beyond the engine."""
+        self._add(ceiling.throughput())
+        alone, over = asyncio.run(in_turn(target, PREDICT, messages, ceiling, min(LONE_CALLS, len(messages))))
+        self._add(Phase.of("engine, one by one", alone, len(alone) / sum(alone)))
+        self._add(Phase.of(_clients(1), over, len(over) / sum(over)))
+        self.added_ms = median(whole - part for whole, part in zip(over, alone, strict=True)) * 1e3
+
+    def clients(self, caller: Caller) -> None:
+        for clients in CONCURRENCIES:
+            measured = caller.measure(Closed(clients=clients, seconds=self._seconds))
+            self._add(Phase.of_load(_clients(clients), measured))
+
+    def open_loops(self, caller: Caller, limit_ms: float) -> None:
+        """At shares of this round's ceiling, and as fast as the limit allows; every round draws other arrivals."""
+        for share in SHARES:
+            loop = Open(rate=share * self.ceiling.rate, seconds=self._seconds, seed=self._number)
+            self._add(Phase.of_load(f"{OPEN}, {share:g} of the ceiling", caller.measure(loop), share))
+        # No load was answered faster: a little above, there is nothing to be found.
+        high = ROOM * max(phase.rate for phase in self.phases if phase.name.startswith((AMNESTIC, OPEN)))
+        search = Search(p99_ms=limit_ms, high=high, seconds=self._seconds, seed=self._number)
+        self.found = caller.search(search)
+        for step in self.found.steps:
+            if step.offered == self.found.rate:
+                share = step.offered / self.ceiling.rate
+                self._add(Phase.of_load(f"{OPEN}, p99 within {limit_ms:g} ms", step, share))
+
+    def echo(self, caller: Caller) -> None:
+        measured = caller.measure(Closed(clients=max(CONCURRENCIES), seconds=self._seconds))
+        self._add(Phase.of_load(f"echo, {max(CONCURRENCIES)} clients", measured))
+
+    def _add(self, phase: Phase) -> None:
+        self.phases.append(phase)
+        self._told(phase)
+
+
+def _clients(count: int) -> str:
+    return f"{AMNESTIC}, {count} client{'s' * (count > 1)}"
 
 
 async def in_turn(
@@ -157,101 +172,3 @@ async def in_turn(
             await call(messages[document])
             over.append(time.perf_counter() - started)
     return alone, over
-
-
-@dataclass(frozen=True, slots=True)
-class ServingResult:
-    """Every phase by round, and the ratios that the design promises, as medians over the rounds with their spread."""
-
-    rounds: list[list[Phase]]
-    of_ceiling: Summary
-    added_ms: Summary
-    of_echo: Summary
-    idle_megabytes: float
-
-
-def run(
-    bundle: Path,
-    texts: Sequence[str],
-    *,
-    rounds: int,
-    calls: int,
-    threads: int = 0,
-    on_phase: Callable[[Phase], None] = lambda phase: None,
-) -> ServingResult:
-    """Measure `rounds` times: the ceiling, the engine on single documents, the clients, and the echo.
-
-    `calls` is the number of calls at the highest concurrency; lower ones make a share of it.
-    """
-    threads = threads or available_cpus()
-    ceiling = Ceiling(bundle, texts, threads)
-    messages = [prediction.PredictRequest(documents=[text]).SerializeToString() for text in texts]
-    measured: list[list[Phase]] = []
-
-    def told(phase: Phase) -> Phase:
-        on_phase(phase)
-        return phase
-
-    added: list[float] = []
-    with amnestic_server(bundle, threads) as (server, idle_megabytes), echo_server() as echo:
-        ceiling.throughput("warm-up")
-        for _ in range(rounds):
-            phases = [told(ceiling.throughput("ceiling"))]
-            alone, over = asyncio.run(in_turn(server, PREDICT, messages, ceiling, min(calls // 8, len(texts))))
-            phases.append(told(Phase.of("engine, one by one", alone, sum(alone))))
-            phases.append(told(Phase.of("amnestic, 1 client", over, sum(over))))
-            added.append(median(whole - part for whole, part in zip(over, alone, strict=True)) * 1e3)
-            for concurrency in CONCURRENCIES:
-                count = calls if concurrency == max(CONCURRENCIES) else calls // 2
-                latencies, seconds = asyncio.run(closed_loop(server, PREDICT, messages, concurrency, count))
-                phases.append(told(Phase.of(f"amnestic, {concurrency} clients", latencies, seconds)))
-            latencies, seconds = asyncio.run(closed_loop(echo, ECHO, messages, max(CONCURRENCIES), calls))
-            phases.append(told(Phase.of(f"echo, {max(CONCURRENCIES)} clients", latencies, seconds)))
-            measured.append(phases)
-    return ServingResult(
-        rounds=measured,
-        of_ceiling=Summary.of([phases[-2].rate / phases[0].rate for phases in measured]),
-        added_ms=Summary.of(added),
-        of_echo=Summary.of([phases[-2].rate / phases[-1].rate for phases in measured]),
-        idle_megabytes=idle_megabytes,
-    )
-
-
-@contextmanager
-def amnestic_server(bundle: Path, threads: int) -> Iterator[tuple[str, float]]:
-    """A server process of its own on this bundle; gives its address, and its resident memory when idle, in MB."""
-    with tempfile.TemporaryDirectory() as store:
-        command = [
-            *(sys.executable, "-m", "amnestic_server.cli", "serve"),
-            *("--bundle", str(bundle), "--store", store, "--grpc-port", "0", "--metrics-port", "0"),
-            *("--threads", str(threads), "--log-level", "error"),
-        ]
-        with _process(command, "ready: grpc=") as (line, process):
-            yield line.split("grpc=")[1].split()[0], _resident_megabytes(process.pid)
-
-
-@contextmanager
-def echo_server() -> Iterator[str]:
-    """A bare grpc.aio server that returns what it gets, in a process of its own; gives its address."""
-    with _process([sys.executable, "-m", "amnestic_server.bench.echo"], "ready: ") as (line, _):
-        yield line.removeprefix("ready: ").strip()
-
-
-@contextmanager
-def _process(command: Sequence[str], ready: str) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line.startswith(ready):
-            raise RuntimeError(f"{command[2]} did not start")
-        yield line, process
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
-
-
-def _resident_megabytes(pid: int) -> float:
-    """Resident memory of a process, from the kernel's own account."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6

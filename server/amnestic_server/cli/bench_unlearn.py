@@ -21,6 +21,7 @@ from amnestic_unlearn.architecture import CheckpointError
 from amnestic_unlearn.bench import ledger, matrix, workers
 from amnestic_unlearn.bench.cells import RESULTS, SEQUENCE, Plan, Source
 from amnestic_unlearn.bench.matrix import BenchEncoder
+from amnestic_unlearn.bench.page import ReportError
 from amnestic_unlearn.corpus import CorpusError
 from amnestic_unlearn.train_settings import TrainError
 
@@ -268,7 +269,7 @@ def _report(rows: Sequence[ledger.Row], sequence: Sequence[ledger.Row], cells: A
         raise click.ClickException(f"--report needs {error.name}: install amnestic[bench]") from error
     try:
         return report.write(rows, sequence, cells, folder)
-    except report.ReportError as error:
+    except ReportError as error:
         raise click.ClickException(str(error)) from error
 
 

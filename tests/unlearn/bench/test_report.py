@@ -11,9 +11,10 @@ from matplotlib.text import Annotation, Text
 from tiny import key, measured
 
 from amnestic_unlearn.bench import plots, report, summary, table
+from amnestic_unlearn.bench.page import ReportError
 from amnestic_unlearn.bench.plots import Point
-from amnestic_unlearn.bench.report import ReportError
 from amnestic_unlearn.bench.sequence_table import sequence_table
+from amnestic_unlearn.bench.style import STYLE
 from amnestic_unlearn.bench.summary import Estimate
 
 METHODS = ("original", "retrained", "paper", "bias-edit")
@@ -231,7 +232,7 @@ def test_labels_do_not_overlap_even_where_points_crowd():
     names = [*plots.FAMILY_OF, "paper", "amnestic", "embedding-only", "random-tokens"]
     crowd = [Point(name, draw.gauss(-0.01, 0.003), draw.gauss(0.5, 0.01)) for name in names]
     spread = [Point(name, draw.uniform(-0.5, 0), draw.uniform(0, 1)) for name in names]
-    with rc_context(plots.STYLE):
+    with rc_context(STYLE):
         figure = plots._figure(plots.PLOTS[0], {"crowd": crowd, "spread": spread})
     renderer = FigureCanvasAgg(figure).get_renderer()
     for axes in figure.axes:

@@ -25,13 +25,18 @@ class LedgerError(ValueError):
 
 
 def append(path: Path, row: Row) -> None:
-    """Add one row and sync it; figures that are not finite become null. Drops what a killed process half wrote."""
-    line = json.dumps({key: _plain(value) for key, value in row.items()}, ensure_ascii=False, allow_nan=False)
+    """Add one row and sync it. Drops what a killed process half wrote."""
     with path.open("a+b") as file, _exclusive(file):
         _drop_half_line(file)
-        file.write(line.encode() + b"\n")
+        file.write(line(row).encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+def line(row: Row) -> str:
+    """A row as it stands in a file, with its line break; figures that are not finite become null."""
+    plain = {key: _plain(value) for key, value in row.items()}
+    return json.dumps(plain, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read(path: Path) -> list[Row]:
@@ -41,7 +46,7 @@ def read(path: Path) -> list[Row]:
     with path.open("rb") as file:
         lines = file.read().split(b"\n")
     # What follows the last line break was not finished: its writer died, or is just now writing.
-    return [_row(path, number, line) for number, line in enumerate(lines[:-1], start=1)]
+    return [_row(path, number, whole) for number, whole in enumerate(lines[:-1], start=1)]
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:

@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 
 from amnestic_unlearn.bench.cells import ORIGINAL
+from amnestic_unlearn.bench.style import STYLE
 from amnestic_unlearn.bench.summary import Key, Results, chosen
 from amnestic_unlearn.bench.table import Measure, mean_of, recovery_of
 
@@ -43,16 +44,6 @@ FAMILY_OF = {
     "delete": "fine-tuned encoder",
     "leace": "erased features",
     "esc": "erased features",
-}
-STYLE = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "svg.fonttype": "path",
-    # The same figures give the same bytes.
-    "svg.hashsalt": "amnestic",
 }
 # Where a label may stand: so many points away from its marker, in so many directions.
 DISTANCES = (7.0, 14.0, 22.0, 32.0, 44.0, 58.0, 74.0, 92.0)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from amnestic_unlearn.bench.ledger import Row, write_csv
+from amnestic_unlearn.bench.page import around, write_between
 from amnestic_unlearn.bench.plots import PLOTS, draw
 from amnestic_unlearn.bench.sequence_table import sequence_table
 from amnestic_unlearn.bench.summary import Key, latest
@@ -32,14 +33,10 @@ CAPTIONS = {
 }
 
 
-class ReportError(ValueError):
-    """The page has no place for the tables. The text names it."""
-
-
 def write(rows: Sequence[Row], sequence: Sequence[Row], cells: Sequence[Key], folder: Path) -> Path:
     """Write the report of a plan's cells to a folder and return its page. Raises ReportError."""
     page = folder / PAGE
-    before, after = _around(page)
+    around(page, BEGIN, END, HEAD)
     folder.mkdir(parents=True, exist_ok=True)
     results = latest(rows, cells)
     plots = draw(results, cells, folder)
@@ -48,19 +45,8 @@ def write(rows: Sequence[Row], sequence: Sequence[Row], cells: Sequence[Key], fo
     parts += [f"![{CAPTIONS[plot.name]}]({path.name})\n" for plot in PLOTS for path in plots if plot.name in path.stem]
     if sequence:
         parts.append(sequence_table(sequence))
-    partial = page.with_name(f".{PAGE}.partial")
-    partial.write_text("\n".join([before + BEGIN + "\n", *parts, END + after]), encoding="utf-8")
-    partial.replace(page)
+    write_between(page, BEGIN, END, parts, HEAD)
     return page
-
-
-def _around(page: Path) -> tuple[str, str]:
-    text = page.read_text(encoding="utf-8") if page.exists() else HEAD
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ReportError(f"{page.name} lacks the lines between which the tables stand:\n{BEGIN}\n{END}")
-    return before, after
 
 
 def _made_with(rows: Iterable[Row]) -> str:

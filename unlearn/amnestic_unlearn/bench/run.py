@@ -7,12 +7,9 @@ fails becomes a row with its reason, and the run goes on.
 import dataclasses
 import datetime
 import functools
-import itertools
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +24,7 @@ from amnestic_unlearn.bench.assess import hold, refer
 from amnestic_unlearn.bench.cells import RETRAINED, Case, Plan
 from amnestic_unlearn.bench.judge import Gold, Subject, ask, edited_tokens, enough, measure, training_data
 from amnestic_unlearn.bench.ledger import Row
+from amnestic_unlearn.bench.machine import cpu, package_version
 from amnestic_unlearn.bench.matrix import BenchEncoder, weights_digest
 from amnestic_unlearn.bench.methods import METHODS, digest, for_encoder, unchanged
 from amnestic_unlearn.bench.models import load_retrained, trained
@@ -223,10 +221,10 @@ def provenance(case: Case, shop: Workshop) -> Row:
     return {
         "precision": case.encoder.training.precision,
         "threads": torch.get_num_threads(),
-        "cpu": _cpu(),
+        "cpu": cpu(),
         "torch": torch.__version__,
-        "transformers": _version("transformers"),
-        "amnestic": _version("amnestic"),
+        "transformers": package_version("transformers"),
+        "amnestic": package_version("amnestic"),
         "corpus_digest": shop.corpus_digest(case),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
@@ -282,20 +280,3 @@ def _settings(case: Case, name: str, shop: Workshop, methods: Mapping[str, Forge
 
 def _silent(progress: Progress) -> None:
     pass
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
-
-
-def _cpu() -> str:
-    """The model's name; the architecture where the system does not tell it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(itertools.chain(names, [platform.processor() or platform.machine()]))

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from amnestic_unlearn.bench.cells import Request
 from amnestic_unlearn.bench.ledger import Row
+from amnestic_unlearn.bench.page import markdown
 from amnestic_unlearn.bench.summary import Estimate, mean, recovery
-from amnestic_unlearn.bench.table import figure, markdown
+from amnestic_unlearn.bench.table import figure
 
 TITLE = """### Requests in turn
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from amnestic_unlearn.bench.ledger import Row
+from amnestic_unlearn.bench.page import markdown
 from amnestic_unlearn.bench.summary import Estimate, Key, Results, chosen, mean, recovery
 
 Measure = Callable[[Sequence[Row], Results], Estimate]
@@ -97,12 +98,6 @@ def number(value: float, places: int) -> str:
     """With thousands set apart, and no minus before a zero."""
     text = f"{value:,.{places}f}"
     return text.removeprefix("-") if not text.strip("-0.,") else text
-
-
-def markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A table whose first column is text and whose others are figures."""
-    rule = ["---", *("---:" for _ in header[1:])]
-    return "".join(f"| {' | '.join(line)} |\n" for line in (header, rule, *body))
 
 
 def _table(results: Results, columns: Sequence[Column], methods: Sequence[str], plain: bool = False, **of: str) -> str:

@@ -1,0 +1,5 @@
+"""What may end a benchmark."""
+
+
+class BenchError(Exception):
+    """The benchmark cannot go on. The text says why."""
