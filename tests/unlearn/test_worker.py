@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -355,15 +356,31 @@ def test_a_kill_leaves_a_whole_patch_or_none(job, done, tmp_path, seed):
         assert {EVIDENCE_FILE, REPORT_FILE} <= {path.name for path in tmp_path.iterdir()}
 
 
-def test_the_process_restrains_itself(job, tmp_path):
+def restrained(job, tmp_path, show, **options):
+    """What a process shows once it has restrained itself."""
     dataclasses.replace(job, threads=3, memory_bytes=1 << 30).write(tmp_path / "spec.json")
     program = f"""
 import os, pathlib, resource
 from amnestic_unlearn.__main__ import restrain
 from amnestic_unlearn.spec import JobSpec
 restrain(JobSpec.read(pathlib.Path({str(tmp_path / "spec.json")!r})))
-print(os.nice(0), os.environ["OMP_NUM_THREADS"], *resource.getrlimit(resource.RLIMIT_DATA))
+print({show})
 """
-    before = os.nice(0)
-    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=SECONDS, check=True).stdout
-    assert shown.split() == [str(min(before + 10, 19)).encode(), b"3", b"1073741824", b"1073741824"]
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=True, **options)
+    return done.stdout.split()
+
+
+def test_the_process_restrains_itself(job, tmp_path):
+    limits = "*resource.getrlimit(resource.RLIMIT_DATA)"
+    shown = restrained(job, tmp_path, f'os.nice(0), os.environ["OMP_NUM_THREADS"], {limits}')
+    assert shown == [str(min(os.nice(0) + 10, 19)), "3", "1073741824", "1073741824"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="this kernel weighs no sessions")
+def test_a_session_of_its_own_is_restrained_as_a_whole(job, tmp_path):
+    ours = Path("/proc/self/autogroup").read_text()
+    show = 'pathlib.Path("/proc/self/autogroup").read_text()'
+    assert restrained(job, tmp_path, show, start_new_session=True)[-2:] == ["nice", "10"]
+    restrained(job, tmp_path, show)
+    assert Path("/proc/self/autogroup").read_text() == ours

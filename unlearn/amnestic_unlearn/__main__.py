@@ -7,6 +7,7 @@ limits its threads and memory before anything heavy is imported.
 Exit codes: 0 done; 1 failed, after one `Failure`; 2 wrong arguments; 3 the parent is gone; 143 told to stop.
 """
 
+import contextlib
 import errno
 import os
 import resource
@@ -93,8 +94,12 @@ def take_stdout() -> int:
 
 
 def restrain(spec: JobSpec) -> None:
-    """Lowest call on the processor, the threads of the specification, and its limit of memory if it has one."""
+    """A low call on the processor, the threads of the specification, and its limit of memory if it has one."""
     os.nice(NICENESS)
+    if os.getsid(0) == os.getpid():
+        # Linux may weigh whole sessions against each other: then niceness counts for nothing against the server's.
+        with contextlib.suppress(OSError):
+            Path("/proc/self/autogroup").write_text(str(NICENESS), encoding="utf-8")
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ[variable] = str(spec.threads)
     if spec.memory_bytes > 0:
