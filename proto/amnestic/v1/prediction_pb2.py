@@ -26,7 +26,7 @@ from amnestic.v1 import unlearning_pb2 as amnestic_dot_v1_dot_unlearning__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61mnestic/v1/prediction.proto\x12\x0b\x61mnestic.v1\x1a\x1c\x61mnestic/v1/unlearning.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"N\n\x0ePredictRequest\x12\x11\n\tdocuments\x18\x01 \x03(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x18\n\x10include_features\x18\x03 \x01(\x08\"P\n\x0fPredictResponse\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12,\n\x0bpredictions\x18\x02 \x03(\x0b\x32\x17.amnestic.v1.Prediction\"{\n\nPrediction\x12\'\n\x06scores\x18\x01 \x03(\x0b\x32\x17.amnestic.v1.LabelScore\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12\x11\n\ttruncated\x18\x03 \x01(\x08\x12\x10\n\x08\x66\x65\x61tures\x18\x04 \x03(\x02\x12\x0f\n\x07windows\x18\x05 \x01(\r\"U\n\nLabelScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x02\x12\x10\n\x08\x64\x65\x63ision\x18\x03 \x01(\x08\x12\x11\n\tforgotten\x18\x04 \x01(\x08\"\x11\n\x0fGetModelRequest\"\x8d\x03\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\"\n\x06labels\x18\x03 \x03(\x0b\x32\x12.amnestic.v1.Label\x12\x11\n\tprecision\x18\x04 \x01(\t\x12\x10\n\x08provider\x18\x05 \x01(\t\x12\x12\n\nmax_tokens\x18\x06 \x01(\r\x12\x15\n\rmax_documents\x18\x07 \x01(\r\x12\x1a\n\x12max_document_bytes\x18\x08 \x01(\r\x12\x16\n\x0e\x61\x63tive_version\x18\t \x01(\x03\x12\x15\n\rbundle_digest\x18\n \x01(\t\x12\x16\n\x0e\x65ncoder_digest\x18\x0b \x01(\t\x12\x12\n\nparameters\x18\x0c \x01(\x03\x12\x14\n\x0cproblem_type\x18\r \x01(\t\x12\x16\n\x0elong_documents\x18\x0e \x01(\t\x12\x16\n\x0ewindow_overlap\x18\x0f \x01(\r\x12\x13\n\x0bmax_windows\x18\x10 \x01(\r\x12\x0f\n\x07pooling\x18\x11 \x01(\t\"N\n\x05Label\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\tthreshold\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x11\n\tforgotten\x18\x03 \x01(\x08\x42\x0c\n\n_threshold\"\x12\n\x10GetStatusRequest\"\xd4\x04\n\x11GetStatusResponse\x12\x16\n\x0eserver_version\x18\x01 \x01(\t\x12\'\n\x05state\x18\x02 \x01(\x0e\x32\x18.amnestic.v1.ServerState\x12\x16\n\x0euptime_seconds\x18\x03 \x01(\x01\x12\r\n\x05model\x18\x04 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x05 \x01(\t\x12\x11\n\tprecision\x18\x06 \x01(\t\x12\x10\n\x08provider\x18\x07 \x01(\t\x12\x16\n\x0e\x61\x63tive_version\x18\x08 \x01(\x03\x12\x11\n\tforgotten\x18\t \x03(\t\x12?\n\tforget_f1\x18\n \x03(\x0b\x32,.amnestic.v1.GetStatusResponse.ForgetF1Entry\x12?\n\tretain_f1\x18\x0b \x03(\x0b\x32,.amnestic.v1.GetStatusResponse.RetainF1Entry\x12\x1f\n\x04load\x18\x0c \x01(\x0b\x32\x11.amnestic.v1.Load\x12\x13\n\x0bqueued_jobs\x18\r \x01(\r\x12,\n\x0brunning_job\x18\x0e \x01(\x0b\x32\x17.amnestic.v1.JobSummary\x12)\n\x08last_job\x18\x0f \x01(\x0b\x32\x17.amnestic.v1.JobSummary\x1a/\n\rForgetF1Entry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a/\n\rRetainF1Entry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xaa\x02\n\x04Load\x12\x16\n\x0eopen_documents\x18\x01 \x01(\r\x12\x1a\n\x12max_open_documents\x18\x02 \x01(\r\x12\x18\n\x10queued_documents\x18\x03 \x01(\r\x12\x15\n\rqueued_tokens\x18\x04 \x01(\r\x12\x19\n\x11max_queued_tokens\x18\x05 \x01(\r\x12\x16\n\x0ewindow_seconds\x18\x06 \x01(\x01\x12\r\n\x05\x63\x61lls\x18\x07 \x01(\r\x12\x14\n\x0c\x66\x61iled_calls\x18\x08 \x01(\r\x12\x11\n\tdocuments\x18\t \x01(\r\x12\x18\n\x0bp50_seconds\x18\n \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x0bp99_seconds\x18\x0b \x01(\x01H\x01\x88\x01\x01\x42\x0e\n\x0c_p50_secondsB\x0e\n\x0c_p99_seconds\"\x8d\x02\n\nJobSummary\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12$\n\x05state\x18\x02 \x01(\x0e\x32\x15.amnestic.v1.JobState\x12\x0e\n\x06labels\x18\x03 \x03(\t\x12\x0f\n\x07\x64ry_run\x18\x04 \x01(\x08\x12\'\n\x08progress\x18\x05 \x01(\x0b\x32\x15.amnestic.v1.Progress\x12\x0f\n\x07version\x18\x06 \x01(\x03\x12\r\n\x05\x65rror\x18\x07 \x01(\t\x12.\n\nstarted_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inished_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp*`\n\x0bServerState\x12\x1c\n\x18SERVER_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14SERVER_STATE_SERVING\x10\x01\x12\x19\n\x15SERVER_STATE_DRAINING\x10\x02\x32\xee\x01\n\x11PredictionService\x12\x44\n\x07Predict\x12\x1b.amnestic.v1.PredictRequest\x1a\x1c.amnestic.v1.PredictResponse\x12G\n\x08GetModel\x12\x1c.amnestic.v1.GetModelRequest\x1a\x1d.amnestic.v1.GetModelResponse\x12J\n\tGetStatus\x12\x1d.amnestic.v1.GetStatusRequest\x1a\x1e.amnestic.v1.GetStatusResponseB\x1aP\x01Z\x16\x61mnestic/v1;amnesticv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61mnestic/v1/prediction.proto\x12\x0b\x61mnestic.v1\x1a\x1c\x61mnestic/v1/unlearning.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"c\n\x0ePredictRequest\x12\x11\n\tdocuments\x18\x01 \x03(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x18\n\x10include_features\x18\x03 \x01(\x08\x12\x13\n\x0brouting_key\x18\x04 \x01(\t\"P\n\x0fPredictResponse\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12,\n\x0bpredictions\x18\x02 \x03(\x0b\x32\x17.amnestic.v1.Prediction\"{\n\nPrediction\x12\'\n\x06scores\x18\x01 \x03(\x0b\x32\x17.amnestic.v1.LabelScore\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12\x11\n\ttruncated\x18\x03 \x01(\x08\x12\x10\n\x08\x66\x65\x61tures\x18\x04 \x03(\x02\x12\x0f\n\x07windows\x18\x05 \x01(\r\"U\n\nLabelScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x02\x12\x10\n\x08\x64\x65\x63ision\x18\x03 \x01(\x08\x12\x11\n\tforgotten\x18\x04 \x01(\x08\"\x11\n\x0fGetModelRequest\"\x8d\x03\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\"\n\x06labels\x18\x03 \x03(\x0b\x32\x12.amnestic.v1.Label\x12\x11\n\tprecision\x18\x04 \x01(\t\x12\x10\n\x08provider\x18\x05 \x01(\t\x12\x12\n\nmax_tokens\x18\x06 \x01(\r\x12\x15\n\rmax_documents\x18\x07 \x01(\r\x12\x1a\n\x12max_document_bytes\x18\x08 \x01(\r\x12\x16\n\x0e\x61\x63tive_version\x18\t \x01(\x03\x12\x15\n\rbundle_digest\x18\n \x01(\t\x12\x16\n\x0e\x65ncoder_digest\x18\x0b \x01(\t\x12\x12\n\nparameters\x18\x0c \x01(\x03\x12\x14\n\x0cproblem_type\x18\r \x01(\t\x12\x16\n\x0elong_documents\x18\x0e \x01(\t\x12\x16\n\x0ewindow_overlap\x18\x0f \x01(\r\x12\x13\n\x0bmax_windows\x18\x10 \x01(\r\x12\x0f\n\x07pooling\x18\x11 \x01(\t\"N\n\x05Label\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\tthreshold\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x11\n\tforgotten\x18\x03 \x01(\x08\x42\x0c\n\n_threshold\"\x12\n\x10GetStatusRequest\"\x94\x05\n\x11GetStatusResponse\x12\x16\n\x0eserver_version\x18\x01 \x01(\t\x12\'\n\x05state\x18\x02 \x01(\x0e\x32\x18.amnestic.v1.ServerState\x12\x16\n\x0euptime_seconds\x18\x03 \x01(\x01\x12\r\n\x05model\x18\x04 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x05 \x01(\t\x12\x11\n\tprecision\x18\x06 \x01(\t\x12\x10\n\x08provider\x18\x07 \x01(\t\x12\x16\n\x0e\x61\x63tive_version\x18\x08 \x01(\x03\x12\x11\n\tforgotten\x18\t \x03(\t\x12?\n\tforget_f1\x18\n \x03(\x0b\x32,.amnestic.v1.GetStatusResponse.ForgetF1Entry\x12?\n\tretain_f1\x18\x0b \x03(\x0b\x32,.amnestic.v1.GetStatusResponse.RetainF1Entry\x12\x1f\n\x04load\x18\x0c \x01(\x0b\x32\x11.amnestic.v1.Load\x12\x13\n\x0bqueued_jobs\x18\r \x01(\r\x12,\n\x0brunning_job\x18\x0e \x01(\x0b\x32\x17.amnestic.v1.JobSummary\x12)\n\x08last_job\x18\x0f \x01(\x0b\x32\x17.amnestic.v1.JobSummary\x12\x17\n\x0fstaged_versions\x18\x10 \x03(\x03\x12%\n\x07rollout\x18\x11 \x01(\x0b\x32\x14.amnestic.v1.Rollout\x1a/\n\rForgetF1Entry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a/\n\rRetainF1Entry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xaa\x02\n\x04Load\x12\x16\n\x0eopen_documents\x18\x01 \x01(\r\x12\x1a\n\x12max_open_documents\x18\x02 \x01(\r\x12\x18\n\x10queued_documents\x18\x03 \x01(\r\x12\x15\n\rqueued_tokens\x18\x04 \x01(\r\x12\x19\n\x11max_queued_tokens\x18\x05 \x01(\r\x12\x16\n\x0ewindow_seconds\x18\x06 \x01(\x01\x12\r\n\x05\x63\x61lls\x18\x07 \x01(\r\x12\x14\n\x0c\x66\x61iled_calls\x18\x08 \x01(\r\x12\x11\n\tdocuments\x18\t \x01(\r\x12\x18\n\x0bp50_seconds\x18\n \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x0bp99_seconds\x18\x0b \x01(\x01H\x01\x88\x01\x01\x42\x0e\n\x0c_p50_secondsB\x0e\n\x0c_p99_seconds\"\x8d\x02\n\nJobSummary\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12$\n\x05state\x18\x02 \x01(\x0e\x32\x15.amnestic.v1.JobState\x12\x0e\n\x06labels\x18\x03 \x03(\t\x12\x0f\n\x07\x64ry_run\x18\x04 \x01(\x08\x12\'\n\x08progress\x18\x05 \x01(\x0b\x32\x15.amnestic.v1.Progress\x12\x0f\n\x07version\x18\x06 \x01(\x03\x12\r\n\x05\x65rror\x18\x07 \x01(\t\x12.\n\nstarted_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inished_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp*`\n\x0bServerState\x12\x1c\n\x18SERVER_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14SERVER_STATE_SERVING\x10\x01\x12\x19\n\x15SERVER_STATE_DRAINING\x10\x02\x32\xee\x01\n\x11PredictionService\x12\x44\n\x07Predict\x12\x1b.amnestic.v1.PredictRequest\x1a\x1c.amnestic.v1.PredictResponse\x12G\n\x08GetModel\x12\x1c.amnestic.v1.GetModelRequest\x1a\x1d.amnestic.v1.GetModelResponse\x12J\n\tGetStatus\x12\x1d.amnestic.v1.GetStatusRequest\x1a\x1e.amnestic.v1.GetStatusResponseB\x1aP\x01Z\x16\x61mnestic/v1;amnesticv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,34 +38,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSTATUSRESPONSE_FORGETF1ENTRY']._serialized_options = b'8\001'
   _globals['_GETSTATUSRESPONSE_RETAINF1ENTRY']._loaded_options = None
   _globals['_GETSTATUSRESPONSE_RETAINF1ENTRY']._serialized_options = b'8\001'
-  _globals['_SERVERSTATE']._serialized_start=2173
-  _globals['_SERVERSTATE']._serialized_end=2269
+  _globals['_SERVERSTATE']._serialized_start=2258
+  _globals['_SERVERSTATE']._serialized_end=2354
   _globals['_PREDICTREQUEST']._serialized_start=108
-  _globals['_PREDICTREQUEST']._serialized_end=186
-  _globals['_PREDICTRESPONSE']._serialized_start=188
-  _globals['_PREDICTRESPONSE']._serialized_end=268
-  _globals['_PREDICTION']._serialized_start=270
-  _globals['_PREDICTION']._serialized_end=393
-  _globals['_LABELSCORE']._serialized_start=395
-  _globals['_LABELSCORE']._serialized_end=480
-  _globals['_GETMODELREQUEST']._serialized_start=482
-  _globals['_GETMODELREQUEST']._serialized_end=499
-  _globals['_GETMODELRESPONSE']._serialized_start=502
-  _globals['_GETMODELRESPONSE']._serialized_end=899
-  _globals['_LABEL']._serialized_start=901
-  _globals['_LABEL']._serialized_end=979
-  _globals['_GETSTATUSREQUEST']._serialized_start=981
-  _globals['_GETSTATUSREQUEST']._serialized_end=999
-  _globals['_GETSTATUSRESPONSE']._serialized_start=1002
-  _globals['_GETSTATUSRESPONSE']._serialized_end=1598
-  _globals['_GETSTATUSRESPONSE_FORGETF1ENTRY']._serialized_start=1502
-  _globals['_GETSTATUSRESPONSE_FORGETF1ENTRY']._serialized_end=1549
-  _globals['_GETSTATUSRESPONSE_RETAINF1ENTRY']._serialized_start=1551
-  _globals['_GETSTATUSRESPONSE_RETAINF1ENTRY']._serialized_end=1598
-  _globals['_LOAD']._serialized_start=1601
-  _globals['_LOAD']._serialized_end=1899
-  _globals['_JOBSUMMARY']._serialized_start=1902
-  _globals['_JOBSUMMARY']._serialized_end=2171
-  _globals['_PREDICTIONSERVICE']._serialized_start=2272
-  _globals['_PREDICTIONSERVICE']._serialized_end=2510
+  _globals['_PREDICTREQUEST']._serialized_end=207
+  _globals['_PREDICTRESPONSE']._serialized_start=209
+  _globals['_PREDICTRESPONSE']._serialized_end=289
+  _globals['_PREDICTION']._serialized_start=291
+  _globals['_PREDICTION']._serialized_end=414
+  _globals['_LABELSCORE']._serialized_start=416
+  _globals['_LABELSCORE']._serialized_end=501
+  _globals['_GETMODELREQUEST']._serialized_start=503
+  _globals['_GETMODELREQUEST']._serialized_end=520
+  _globals['_GETMODELRESPONSE']._serialized_start=523
+  _globals['_GETMODELRESPONSE']._serialized_end=920
+  _globals['_LABEL']._serialized_start=922
+  _globals['_LABEL']._serialized_end=1000
+  _globals['_GETSTATUSREQUEST']._serialized_start=1002
+  _globals['_GETSTATUSREQUEST']._serialized_end=1020
+  _globals['_GETSTATUSRESPONSE']._serialized_start=1023
+  _globals['_GETSTATUSRESPONSE']._serialized_end=1683
+  _globals['_GETSTATUSRESPONSE_FORGETF1ENTRY']._serialized_start=1587
+  _globals['_GETSTATUSRESPONSE_FORGETF1ENTRY']._serialized_end=1634
+  _globals['_GETSTATUSRESPONSE_RETAINF1ENTRY']._serialized_start=1636
+  _globals['_GETSTATUSRESPONSE_RETAINF1ENTRY']._serialized_end=1683
+  _globals['_LOAD']._serialized_start=1686
+  _globals['_LOAD']._serialized_end=1984
+  _globals['_JOBSUMMARY']._serialized_start=1987
+  _globals['_JOBSUMMARY']._serialized_end=2256
+  _globals['_PREDICTIONSERVICE']._serialized_start=2357
+  _globals['_PREDICTIONSERVICE']._serialized_end=2595
 # @@protoc_insertion_point(module_scope)

@@ -54,11 +54,20 @@ class PredictRequest(_message.Message):
     DOCUMENTS_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     INCLUDE_FEATURES_FIELD_NUMBER: _builtins.int
+    ROUTING_KEY_FIELD_NUMBER: _builtins.int
     version: _builtins.int
-    """The version that must answer. 0 or absent: the active version."""
+    """The version that must answer. 0 or absent: the active version, or in a
+    rollout the staged one for its share of the calls.
+    """
     include_features: _builtins.bool
     """Also return the encoder's features, so that an auditor can measure what a
     fresh linear probe recovers of a forgotten label.
+    """
+    routing_key: _builtins.str
+    """In a rollout, calls with the same key are answered by the same version at
+    the same canary share, and a growing share only moves keys to the staged
+    version. Empty: each call is drawn for itself. At most 256 characters; never
+    logged or stored. A version goes before it.
     """
     @_builtins.property
     def documents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -70,10 +79,11 @@ class PredictRequest(_message.Message):
         documents: _abc.Iterable[_builtins.str] | None = ...,
         version: _builtins.int = ...,
         include_features: _builtins.bool = ...,
+        routing_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "include_features", b"include_features", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "include_features", b"include_features", "routing_key", b"routing_key", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -419,6 +429,8 @@ class GetStatusResponse(_message.Message):
     QUEUED_JOBS_FIELD_NUMBER: _builtins.int
     RUNNING_JOB_FIELD_NUMBER: _builtins.int
     LAST_JOB_FIELD_NUMBER: _builtins.int
+    STAGED_VERSIONS_FIELD_NUMBER: _builtins.int
+    ROLLOUT_FIELD_NUMBER: _builtins.int
     server_version: _builtins.str
     """Of the distribution, e.g. 0.1.0."""
     state: Global___ServerState.ValueType
@@ -464,6 +476,14 @@ class GetStatusResponse(_message.Message):
     def last_job(self) -> Global___JobSummary:
         """The one that ended last, whatever the end; absent if none has."""
 
+    @_builtins.property
+    def staged_versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Versions that wait to be promoted, in order."""
+
+    @_builtins.property
+    def rollout(self) -> _unlearning_pb2.Rollout:
+        """The staged version that takes part in the traffic; absent if none does."""
+
     def __init__(
         self,
         *,
@@ -482,10 +502,12 @@ class GetStatusResponse(_message.Message):
         queued_jobs: _builtins.int = ...,
         running_job: Global___JobSummary | None = ...,
         last_job: Global___JobSummary | None = ...,
+        staged_versions: _abc.Iterable[_builtins.int] | None = ...,
+        rollout: _unlearning_pb2.Rollout | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["last_job", b"last_job", "load", b"load", "running_job", b"running_job"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_job", b"last_job", "load", b"load", "rollout", b"rollout", "running_job", b"running_job"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_version", b"active_version", "architecture", b"architecture", "forget_f1", b"forget_f1", "forgotten", b"forgotten", "last_job", b"last_job", "load", b"load", "model", b"model", "precision", b"precision", "provider", b"provider", "queued_jobs", b"queued_jobs", "retain_f1", b"retain_f1", "running_job", b"running_job", "server_version", b"server_version", "state", b"state", "uptime_seconds", b"uptime_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_version", b"active_version", "architecture", b"architecture", "forget_f1", b"forget_f1", "forgotten", b"forgotten", "last_job", b"last_job", "load", b"load", "model", b"model", "precision", b"precision", "provider", b"provider", "queued_jobs", b"queued_jobs", "retain_f1", b"retain_f1", "rollout", b"rollout", "running_job", b"running_job", "server_version", b"server_version", "staged_versions", b"staged_versions", "state", b"state", "uptime_seconds", b"uptime_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -44,6 +44,10 @@ class _JobStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobState.Val
     """It came to no result; the served version is untouched. See `error`."""
     JOB_STATE_CANCELLED: _JobState.ValueType  # 8
     """Stopped by CancelJob."""
+    JOB_STATE_STAGED: _JobState.ValueType  # 9
+    """The version passed its gates, and answers who asks for it by number and its
+    share of the traffic. Not an end: PromoteVersion or CancelJob decides.
+    """
 
 class JobState(_JobState, metaclass=_JobStateEnumTypeWrapper):
     """Where a job is in its life. A job that the server's stop interrupts is QUEUED again."""
@@ -66,6 +70,10 @@ JOB_STATE_FAILED: JobState.ValueType  # 7
 """It came to no result; the served version is untouched. See `error`."""
 JOB_STATE_CANCELLED: JobState.ValueType  # 8
 """Stopped by CancelJob."""
+JOB_STATE_STAGED: JobState.ValueType  # 9
+"""The version passed its gates, and answers who asks for it by number and its
+share of the traffic. Not an end: PromoteVersion or CancelJob decides.
+"""
 Global___JobState: _TypeAlias = JobState  # noqa: Y015
 
 @_typing.final
@@ -80,6 +88,7 @@ class UnlearnRequest(_message.Message):
     METHOD_FIELD_NUMBER: _builtins.int
     GATES_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the caller: a second request with the same id and content
     answers with the first one's job. Content is what was sent: a field left
@@ -89,6 +98,10 @@ class UnlearnRequest(_message.Message):
     """Train and measure, but leave the served version as it is."""
     reason: _builtins.str
     """Why, for the record. Must not hold patient data."""
+    stage: _builtins.bool
+    """Keep the version that passes its gates beside the active one, until it is
+    promoted or the job is cancelled. Not together with dry_run.
+    """
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Labels to forget, by name."""
@@ -110,10 +123,11 @@ class UnlearnRequest(_message.Message):
         method: Global___Method | None = ...,
         gates: Global___GateLimits | None = ...,
         reason: _builtins.str = ...,
+        stage: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["gates", b"gates", "method", b"method"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "gates", b"gates", "labels", b"labels", "method", b"method", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "gates", b"gates", "labels", b"labels", "method", b"method", "reason", b"reason", "request_id", b"request_id", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -387,6 +401,7 @@ class Job(_message.Message):
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     SWAP_SECONDS_FIELD_NUMBER: _builtins.int
     RELAXED_GATES_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """Id of the job, drawn by the server."""
     request_id: _builtins.str
@@ -398,13 +413,17 @@ class Job(_message.Message):
     reason: _builtins.str
     """Why, as the request said it."""
     version: _builtins.int
-    """The version made; 0 if none."""
+    """The version made; 0 if none. That of a staged job which was cancelled or
+    failed is withdrawn.
+    """
     error: _builtins.str
     """Why it failed; empty otherwise."""
     attempts: _builtins.int
     """Times the job was begun; more than one after a restart of the server."""
     swap_seconds: _builtins.float
     """Seconds from the reference swap to the last answer of the version before."""
+    stage: _builtins.bool
+    """True if the version was to be staged."""
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Labels this request asked to forget."""
@@ -474,10 +493,11 @@ class Job(_message.Message):
         attempts: _builtins.int = ...,
         swap_seconds: _builtins.float = ...,
         relaxed_gates: _abc.Iterable[_builtins.str] | None = ...,
+        stage: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "created_at", b"created_at", "finished_at", b"finished_at", "gate_limits", b"gate_limits", "method", b"method", "progress", b"progress", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "change", b"change", "created_at", b"created_at", "dry_run", b"dry_run", "error", b"error", "finished_at", b"finished_at", "forgotten", b"forgotten", "gate_limits", b"gate_limits", "gates", b"gates", "job_id", b"job_id", "labels", b"labels", "method", b"method", "progress", b"progress", "reason", b"reason", "relaxed_gates", b"relaxed_gates", "request_id", b"request_id", "started_at", b"started_at", "state", b"state", "swap_seconds", b"swap_seconds", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "change", b"change", "created_at", b"created_at", "dry_run", b"dry_run", "error", b"error", "finished_at", b"finished_at", "forgotten", b"forgotten", "gate_limits", b"gate_limits", "gates", b"gates", "job_id", b"job_id", "labels", b"labels", "method", b"method", "progress", b"progress", "reason", b"reason", "relaxed_gates", b"relaxed_gates", "request_id", b"request_id", "stage", b"stage", "started_at", b"started_at", "state", b"state", "swap_seconds", b"swap_seconds", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -888,6 +908,8 @@ class Version(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     F1_FIELD_NUMBER: _builtins.int
     RELAXED_GATES_FIELD_NUMBER: _builtins.int
+    STAGED_FIELD_NUMBER: _builtins.int
+    WITHDRAWN_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """Its number: 1 for the base, and only growing."""
     active: _builtins.bool
@@ -896,6 +918,10 @@ class Version(_message.Message):
     """The job that made it; empty for the base."""
     patch_digest: _builtins.str
     """SHA-256 of the patch file; empty for the base."""
+    staged: _builtins.bool
+    """True while it waits to be promoted."""
+    withdrawn: _builtins.bool
+    """True if it was staged and was given up: nobody can ask for it any more."""
     @_builtins.property
     def forgotten(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Labels that it has forgotten."""
@@ -925,10 +951,12 @@ class Version(_message.Message):
         created_at: _timestamp_pb2.Timestamp | None = ...,
         f1: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         relaxed_gates: _abc.Iterable[_builtins.str] | None = ...,
+        staged: _builtins.bool = ...,
+        withdrawn: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "created_at", b"created_at", "f1", b"f1", "forgotten", b"forgotten", "job_id", b"job_id", "patch_digest", b"patch_digest", "relaxed_gates", b"relaxed_gates", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "created_at", b"created_at", "f1", b"f1", "forgotten", b"forgotten", "job_id", b"job_id", "patch_digest", b"patch_digest", "relaxed_gates", b"relaxed_gates", "staged", b"staged", "version", b"version", "withdrawn", b"withdrawn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -983,3 +1011,255 @@ class RollbackResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RollbackResponse: _TypeAlias = RollbackResponse  # noqa: Y015
+
+@_typing.final
+class PromoteVersionRequest(_message.Message):
+    """Names the staged version to make the active one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """The version, which must be staged."""
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromoteVersionRequest: _TypeAlias = PromoteVersionRequest  # noqa: Y015
+
+@_typing.final
+class PromoteVersionResponse(_message.Message):
+    """The version that is active now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def version(self) -> Global___Version:
+        """The version promoted."""
+
+    def __init__(
+        self,
+        *,
+        version: Global___Version | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromoteVersionResponse: _TypeAlias = PromoteVersionResponse  # noqa: Y015
+
+@_typing.final
+class SetRolloutRequest(_message.Message):
+    """Names a staged version and its shares of the traffic."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    CANARY_SHARE_FIELD_NUMBER: _builtins.int
+    SHADOW_SHARE_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """The version. 0 or absent: the one that has a rollout, or else the only one
+    that is staged.
+    """
+    canary_share: _builtins.float
+    """Share of the calls which name no version that it answers in place of the
+    active one, 0 to 1. Absent: as it is, 0 at first.
+    """
+    shadow_share: _builtins.float
+    """Share of the documents that the active version has answered which it answers
+    again, to be compared, 0 to 1. Absent: as it is, 0 at first.
+    """
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        canary_share: _builtins.float | None = ...,
+        shadow_share: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_canary_share", b"_canary_share", "_shadow_share", b"_shadow_share", "canary_share", b"canary_share", "shadow_share", b"shadow_share"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_canary_share", b"_canary_share", "_shadow_share", b"_shadow_share", "canary_share", b"canary_share", "shadow_share", b"shadow_share", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__canary_share: _TypeAlias = _typing.Literal["canary_share"]  # noqa: Y015
+    _WhichOneofArgType__canary_share: _TypeAlias = _typing.Literal["_canary_share", b"_canary_share"]  # noqa: Y015
+    _WhichOneofReturnType__shadow_share: _TypeAlias = _typing.Literal["shadow_share"]  # noqa: Y015
+    _WhichOneofArgType__shadow_share: _TypeAlias = _typing.Literal["_shadow_share", b"_shadow_share"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__canary_share) -> _WhichOneofReturnType__canary_share | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__shadow_share) -> _WhichOneofReturnType__shadow_share | None: ...
+
+Global___SetRolloutRequest: _TypeAlias = SetRolloutRequest  # noqa: Y015
+
+@_typing.final
+class SetRolloutResponse(_message.Message):
+    """The rollout as it is now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLLOUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rollout(self) -> Global___Rollout:
+        """The version's rollout."""
+
+    def __init__(
+        self,
+        *,
+        rollout: Global___Rollout | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rollout", b"rollout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rollout", b"rollout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetRolloutResponse: _TypeAlias = SetRolloutResponse  # noqa: Y015
+
+@_typing.final
+class GetRolloutRequest(_message.Message):
+    """Asks for what takes part in the traffic."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRolloutRequest: _TypeAlias = GetRolloutRequest  # noqa: Y015
+
+@_typing.final
+class GetRolloutResponse(_message.Message):
+    """What takes part in the traffic."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLLOUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rollout(self) -> Global___Rollout:
+        """Absent if no staged version has been given shares."""
+
+    def __init__(
+        self,
+        *,
+        rollout: Global___Rollout | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rollout", b"rollout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rollout", b"rollout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRolloutResponse: _TypeAlias = GetRolloutResponse  # noqa: Y015
+
+@_typing.final
+class Rollout(_message.Message):
+    """A staged version's part in the traffic, and what it has told. The counts are
+    of calls that named no version, in all services together.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    CANARY_SHARE_FIELD_NUMBER: _builtins.int
+    SHADOW_SHARE_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    COUNTED_SINCE_FIELD_NUMBER: _builtins.int
+    ACTIVE_CALLS_FIELD_NUMBER: _builtins.int
+    CANARY_CALLS_FIELD_NUMBER: _builtins.int
+    SHADOW_DOCUMENTS_FIELD_NUMBER: _builtins.int
+    SHADOW_DROPPED_FIELD_NUMBER: _builtins.int
+    DIFFERENCES_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """The staged version."""
+    canary_share: _builtins.float
+    """Share of the calls that it answers in place of the active version, 0 to 1."""
+    shadow_share: _builtins.float
+    """Share of the documents that it answers again, to be compared, 0 to 1."""
+    active_calls: _builtins.int
+    """Calls answered by the active version."""
+    canary_calls: _builtins.int
+    """Calls answered by the staged version."""
+    shadow_documents: _builtins.int
+    """Documents answered by both versions and compared."""
+    shadow_dropped: _builtins.int
+    """Documents chosen to be compared that found too many waiting, or that the
+    staged version could not answer.
+    """
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """When the shares became what they are."""
+
+    @_builtins.property
+    def counted_since(self) -> _timestamp_pb2.Timestamp:
+        """When the counts below began: with the rollout, or with the server's last start."""
+
+    @_builtins.property
+    def differences(self) -> _containers.RepeatedCompositeFieldContainer[Global___DecisionDifference]:
+        """One a label, in the model's label order."""
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        canary_share: _builtins.float = ...,
+        shadow_share: _builtins.float = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        counted_since: _timestamp_pb2.Timestamp | None = ...,
+        active_calls: _builtins.int = ...,
+        canary_calls: _builtins.int = ...,
+        shadow_documents: _builtins.int = ...,
+        shadow_dropped: _builtins.int = ...,
+        differences: _abc.Iterable[Global___DecisionDifference] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counted_since", b"counted_since", "since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_calls", b"active_calls", "canary_calls", b"canary_calls", "canary_share", b"canary_share", "counted_since", b"counted_since", "differences", b"differences", "shadow_documents", b"shadow_documents", "shadow_dropped", b"shadow_dropped", "shadow_share", b"shadow_share", "since", b"since", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Rollout: _TypeAlias = Rollout  # noqa: Y015
+
+@_typing.final
+class DecisionDifference(_message.Message):
+    """How often two versions decided otherwise on a label."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LABEL_FIELD_NUMBER: _builtins.int
+    FORGOTTEN_FIELD_NUMBER: _builtins.int
+    DOCUMENTS_FIELD_NUMBER: _builtins.int
+    label: _builtins.str
+    """The label's name."""
+    forgotten: _builtins.bool
+    """True if the staged version has forgotten it: there a difference is expected."""
+    documents: _builtins.int
+    """Documents compared on which the decisions differ."""
+    def __init__(
+        self,
+        *,
+        label: _builtins.str = ...,
+        forgotten: _builtins.bool = ...,
+        documents: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "forgotten", b"forgotten", "label", b"label"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DecisionDifference: _TypeAlias = DecisionDifference  # noqa: Y015

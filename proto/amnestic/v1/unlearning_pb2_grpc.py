@@ -71,6 +71,21 @@ class UnlearningServiceStub:
                 request_serializer=amnestic_dot_v1_dot_unlearning__pb2.RollbackRequest.SerializeToString,
                 response_deserializer=amnestic_dot_v1_dot_unlearning__pb2.RollbackResponse.FromString,
                 _registered_method=True)
+        self.PromoteVersion = channel.unary_unary(
+                '/amnestic.v1.UnlearningService/PromoteVersion',
+                request_serializer=amnestic_dot_v1_dot_unlearning__pb2.PromoteVersionRequest.SerializeToString,
+                response_deserializer=amnestic_dot_v1_dot_unlearning__pb2.PromoteVersionResponse.FromString,
+                _registered_method=True)
+        self.SetRollout = channel.unary_unary(
+                '/amnestic.v1.UnlearningService/SetRollout',
+                request_serializer=amnestic_dot_v1_dot_unlearning__pb2.SetRolloutRequest.SerializeToString,
+                response_deserializer=amnestic_dot_v1_dot_unlearning__pb2.SetRolloutResponse.FromString,
+                _registered_method=True)
+        self.GetRollout = channel.unary_unary(
+                '/amnestic.v1.UnlearningService/GetRollout',
+                request_serializer=amnestic_dot_v1_dot_unlearning__pb2.GetRolloutRequest.SerializeToString,
+                response_deserializer=amnestic_dot_v1_dot_unlearning__pb2.GetRolloutResponse.FromString,
+                _registered_method=True)
 
 
 class UnlearningServiceServicer:
@@ -92,6 +107,7 @@ class UnlearningServiceServicer:
 
     def WatchJob(self, request, context):
         """WatchJob streams the job at once and after each change, until it has ended.
+        That of a staged job goes on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -112,8 +128,9 @@ class UnlearningServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelJob(self, request, context):
-        """CancelJob stops a job that has not begun to activate.
-        FAILED_PRECONDITION if it is too late.
+        """CancelJob stops a job that has not begun to activate. The version of a staged
+        job is withdrawn: nobody can ask for it any more, and the answer comes when
+        no call to it is in flight. FAILED_PRECONDITION if it is too late.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -129,6 +146,38 @@ class UnlearningServiceServicer:
     def Rollback(self, request, context):
         """Rollback makes an earlier version the active one. It is recorded with its
         reason. The answer comes when no call to the version left is in flight.
+        Whatever is staged is withdrawn, and its jobs are FAILED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PromoteVersion(self, request, context):
+        """PromoteVersion makes a staged version the active one, and its job SUCCEEDED.
+        The answer comes when no call to the version before is in flight. Whatever
+        else is staged is withdrawn, and its jobs are FAILED.
+
+        Errors: NOT_FOUND (no such version), FAILED_PRECONDITION (active already, not
+        staged).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetRollout(self, request, context):
+        """SetRollout gives a staged version its shares of the traffic. They hold from
+        the next call on, and through a restart of the server.
+
+        Errors: INVALID_ARGUMENT (share out of range), NOT_FOUND (no such version),
+        FAILED_PRECONDITION (not staged, another version has shares, none is named and
+        several are staged).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRollout(self, request, context):
+        """GetRollout answers what takes part in the traffic, and what that has told.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -171,6 +220,21 @@ def add_UnlearningServiceServicer_to_server(servicer, server):
                     servicer.Rollback,
                     request_deserializer=amnestic_dot_v1_dot_unlearning__pb2.RollbackRequest.FromString,
                     response_serializer=amnestic_dot_v1_dot_unlearning__pb2.RollbackResponse.SerializeToString,
+            ),
+            'PromoteVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.PromoteVersion,
+                    request_deserializer=amnestic_dot_v1_dot_unlearning__pb2.PromoteVersionRequest.FromString,
+                    response_serializer=amnestic_dot_v1_dot_unlearning__pb2.PromoteVersionResponse.SerializeToString,
+            ),
+            'SetRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRollout,
+                    request_deserializer=amnestic_dot_v1_dot_unlearning__pb2.SetRolloutRequest.FromString,
+                    response_serializer=amnestic_dot_v1_dot_unlearning__pb2.SetRolloutResponse.SerializeToString,
+            ),
+            'GetRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRollout,
+                    request_deserializer=amnestic_dot_v1_dot_unlearning__pb2.GetRolloutRequest.FromString,
+                    response_serializer=amnestic_dot_v1_dot_unlearning__pb2.GetRolloutResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -364,6 +428,87 @@ class UnlearningService:
             '/amnestic.v1.UnlearningService/Rollback',
             amnestic_dot_v1_dot_unlearning__pb2.RollbackRequest.SerializeToString,
             amnestic_dot_v1_dot_unlearning__pb2.RollbackResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PromoteVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/amnestic.v1.UnlearningService/PromoteVersion',
+            amnestic_dot_v1_dot_unlearning__pb2.PromoteVersionRequest.SerializeToString,
+            amnestic_dot_v1_dot_unlearning__pb2.PromoteVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/amnestic.v1.UnlearningService/SetRollout',
+            amnestic_dot_v1_dot_unlearning__pb2.SetRolloutRequest.SerializeToString,
+            amnestic_dot_v1_dot_unlearning__pb2.SetRolloutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/amnestic.v1.UnlearningService/GetRollout',
+            amnestic_dot_v1_dot_unlearning__pb2.GetRolloutRequest.SerializeToString,
+            amnestic_dot_v1_dot_unlearning__pb2.GetRolloutResponse.FromString,
             options,
             channel_credentials,
             insecure,

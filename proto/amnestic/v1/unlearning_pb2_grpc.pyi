@@ -44,21 +44,43 @@ class UnlearningServiceStub:
     is in an unfinished job).
     """
     WatchJob: _grpc.UnaryStreamMultiCallable[_unlearning_pb2.WatchJobRequest, _unlearning_pb2.WatchJobResponse]
-    """WatchJob streams the job at once and after each change, until it has ended."""
+    """WatchJob streams the job at once and after each change, until it has ended.
+    That of a staged job goes on.
+    """
     GetJob: _grpc.UnaryUnaryMultiCallable[_unlearning_pb2.GetJobRequest, _unlearning_pb2.GetJobResponse]
     """GetJob answers a job as it is now. NOT_FOUND if there is none of this id."""
     ListJobs: _grpc.UnaryUnaryMultiCallable[_unlearning_pb2.ListJobsRequest, _unlearning_pb2.ListJobsResponse]
     """ListJobs answers the newest jobs first."""
     CancelJob: _grpc.UnaryUnaryMultiCallable[_unlearning_pb2.CancelJobRequest, _unlearning_pb2.CancelJobResponse]
-    """CancelJob stops a job that has not begun to activate.
-    FAILED_PRECONDITION if it is too late.
+    """CancelJob stops a job that has not begun to activate. The version of a staged
+    job is withdrawn: nobody can ask for it any more, and the answer comes when
+    no call to it is in flight. FAILED_PRECONDITION if it is too late.
     """
     ListVersions: _grpc.UnaryUnaryMultiCallable[_unlearning_pb2.ListVersionsRequest, _unlearning_pb2.ListVersionsResponse]
     """ListVersions answers every version, oldest first."""
     Rollback: _grpc.UnaryUnaryMultiCallable[_unlearning_pb2.RollbackRequest, _unlearning_pb2.RollbackResponse]
     """Rollback makes an earlier version the active one. It is recorded with its
     reason. The answer comes when no call to the version left is in flight.
+    Whatever is staged is withdrawn, and its jobs are FAILED.
     """
+    PromoteVersion: _grpc.UnaryUnaryMultiCallable[_unlearning_pb2.PromoteVersionRequest, _unlearning_pb2.PromoteVersionResponse]
+    """PromoteVersion makes a staged version the active one, and its job SUCCEEDED.
+    The answer comes when no call to the version before is in flight. Whatever
+    else is staged is withdrawn, and its jobs are FAILED.
+
+    Errors: NOT_FOUND (no such version), FAILED_PRECONDITION (active already, not
+    staged).
+    """
+    SetRollout: _grpc.UnaryUnaryMultiCallable[_unlearning_pb2.SetRolloutRequest, _unlearning_pb2.SetRolloutResponse]
+    """SetRollout gives a staged version its shares of the traffic. They hold from
+    the next call on, and through a restart of the server.
+
+    Errors: INVALID_ARGUMENT (share out of range), NOT_FOUND (no such version),
+    FAILED_PRECONDITION (not staged, another version has shares, none is named and
+    several are staged).
+    """
+    GetRollout: _grpc.UnaryUnaryMultiCallable[_unlearning_pb2.GetRolloutRequest, _unlearning_pb2.GetRolloutResponse]
+    """GetRollout answers what takes part in the traffic, and what that has told."""
 
 @_typing.type_check_only
 class UnlearningServiceAsyncStub(UnlearningServiceStub):
@@ -76,21 +98,43 @@ class UnlearningServiceAsyncStub(UnlearningServiceStub):
     is in an unfinished job).
     """
     WatchJob: _aio.UnaryStreamMultiCallable[_unlearning_pb2.WatchJobRequest, _unlearning_pb2.WatchJobResponse]  # type: ignore[assignment]
-    """WatchJob streams the job at once and after each change, until it has ended."""
+    """WatchJob streams the job at once and after each change, until it has ended.
+    That of a staged job goes on.
+    """
     GetJob: _aio.UnaryUnaryMultiCallable[_unlearning_pb2.GetJobRequest, _unlearning_pb2.GetJobResponse]  # type: ignore[assignment]
     """GetJob answers a job as it is now. NOT_FOUND if there is none of this id."""
     ListJobs: _aio.UnaryUnaryMultiCallable[_unlearning_pb2.ListJobsRequest, _unlearning_pb2.ListJobsResponse]  # type: ignore[assignment]
     """ListJobs answers the newest jobs first."""
     CancelJob: _aio.UnaryUnaryMultiCallable[_unlearning_pb2.CancelJobRequest, _unlearning_pb2.CancelJobResponse]  # type: ignore[assignment]
-    """CancelJob stops a job that has not begun to activate.
-    FAILED_PRECONDITION if it is too late.
+    """CancelJob stops a job that has not begun to activate. The version of a staged
+    job is withdrawn: nobody can ask for it any more, and the answer comes when
+    no call to it is in flight. FAILED_PRECONDITION if it is too late.
     """
     ListVersions: _aio.UnaryUnaryMultiCallable[_unlearning_pb2.ListVersionsRequest, _unlearning_pb2.ListVersionsResponse]  # type: ignore[assignment]
     """ListVersions answers every version, oldest first."""
     Rollback: _aio.UnaryUnaryMultiCallable[_unlearning_pb2.RollbackRequest, _unlearning_pb2.RollbackResponse]  # type: ignore[assignment]
     """Rollback makes an earlier version the active one. It is recorded with its
     reason. The answer comes when no call to the version left is in flight.
+    Whatever is staged is withdrawn, and its jobs are FAILED.
     """
+    PromoteVersion: _aio.UnaryUnaryMultiCallable[_unlearning_pb2.PromoteVersionRequest, _unlearning_pb2.PromoteVersionResponse]  # type: ignore[assignment]
+    """PromoteVersion makes a staged version the active one, and its job SUCCEEDED.
+    The answer comes when no call to the version before is in flight. Whatever
+    else is staged is withdrawn, and its jobs are FAILED.
+
+    Errors: NOT_FOUND (no such version), FAILED_PRECONDITION (active already, not
+    staged).
+    """
+    SetRollout: _aio.UnaryUnaryMultiCallable[_unlearning_pb2.SetRolloutRequest, _unlearning_pb2.SetRolloutResponse]  # type: ignore[assignment]
+    """SetRollout gives a staged version its shares of the traffic. They hold from
+    the next call on, and through a restart of the server.
+
+    Errors: INVALID_ARGUMENT (share out of range), NOT_FOUND (no such version),
+    FAILED_PRECONDITION (not staged, another version has shares, none is named and
+    several are staged).
+    """
+    GetRollout: _aio.UnaryUnaryMultiCallable[_unlearning_pb2.GetRolloutRequest, _unlearning_pb2.GetRolloutResponse]  # type: ignore[assignment]
+    """GetRollout answers what takes part in the traffic, and what that has told."""
 
 class UnlearningServiceServicer(metaclass=_abc_1.ABCMeta):
     """UnlearningService makes the served classifier forget labels, and manages the
@@ -117,7 +161,9 @@ class UnlearningServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _unlearning_pb2.WatchJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_unlearning_pb2.WatchJobResponse], _abc.AsyncIterator[_unlearning_pb2.WatchJobResponse]]:
-        """WatchJob streams the job at once and after each change, until it has ended."""
+        """WatchJob streams the job at once and after each change, until it has ended.
+        That of a staged job goes on.
+        """
 
     @_abc_1.abstractmethod
     def GetJob(
@@ -141,8 +187,9 @@ class UnlearningServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _unlearning_pb2.CancelJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_unlearning_pb2.CancelJobResponse, _abc.Awaitable[_unlearning_pb2.CancelJobResponse]]:
-        """CancelJob stops a job that has not begun to activate.
-        FAILED_PRECONDITION if it is too late.
+        """CancelJob stops a job that has not begun to activate. The version of a staged
+        job is withdrawn: nobody can ask for it any more, and the answer comes when
+        no call to it is in flight. FAILED_PRECONDITION if it is too late.
         """
 
     @_abc_1.abstractmethod
@@ -161,6 +208,43 @@ class UnlearningServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_unlearning_pb2.RollbackResponse, _abc.Awaitable[_unlearning_pb2.RollbackResponse]]:
         """Rollback makes an earlier version the active one. It is recorded with its
         reason. The answer comes when no call to the version left is in flight.
+        Whatever is staged is withdrawn, and its jobs are FAILED.
         """
+
+    @_abc_1.abstractmethod
+    def PromoteVersion(
+        self,
+        request: _unlearning_pb2.PromoteVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_unlearning_pb2.PromoteVersionResponse, _abc.Awaitable[_unlearning_pb2.PromoteVersionResponse]]:
+        """PromoteVersion makes a staged version the active one, and its job SUCCEEDED.
+        The answer comes when no call to the version before is in flight. Whatever
+        else is staged is withdrawn, and its jobs are FAILED.
+
+        Errors: NOT_FOUND (no such version), FAILED_PRECONDITION (active already, not
+        staged).
+        """
+
+    @_abc_1.abstractmethod
+    def SetRollout(
+        self,
+        request: _unlearning_pb2.SetRolloutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_unlearning_pb2.SetRolloutResponse, _abc.Awaitable[_unlearning_pb2.SetRolloutResponse]]:
+        """SetRollout gives a staged version its shares of the traffic. They hold from
+        the next call on, and through a restart of the server.
+
+        Errors: INVALID_ARGUMENT (share out of range), NOT_FOUND (no such version),
+        FAILED_PRECONDITION (not staged, another version has shares, none is named and
+        several are staged).
+        """
+
+    @_abc_1.abstractmethod
+    def GetRollout(
+        self,
+        request: _unlearning_pb2.GetRolloutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_unlearning_pb2.GetRolloutResponse, _abc.Awaitable[_unlearning_pb2.GetRolloutResponse]]:
+        """GetRollout answers what takes part in the traffic, and what that has told."""
 
 def add_UnlearningServiceServicer_to_server(servicer: UnlearningServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
