@@ -1,11 +1,12 @@
 """Versions in memory. A snapshot is the immutable form of one version; `Snapshots` is the one owner of which
-exist, which is active, and which calls are still to be answered by one that is no longer active.
+exist, which is active, which are staged and take part in the traffic, and which calls each has still to answer.
 
 All of `Snapshots` runs on the event loop's thread, so it needs no lock. A snapshot itself is read by any thread.
 """
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from amnestic_server.bundle import Bundle
 from amnestic_server.errors import NotFoundError
+from amnestic_server.rollout import Shares, drawn, falls_on_candidate
 from amnestic_unlearn.patch import Patch
 
 BASE_VERSION = 1
@@ -64,20 +66,46 @@ def patched_snapshot(bundle: Bundle, patch: Patch, version: int, device: torch.d
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """The staged version that takes part in the traffic, and its shares of it since a time in seconds of the epoch."""
+
+    candidate: Snapshot
+    shares: Shares
+    since: float
+
+    def takes(self, key: str) -> bool:
+        """Whether the candidate answers a call with this routing key; without one, the call draws for itself."""
+        if key:
+            return falls_on_candidate(key, self.candidate.version, self.shares.canary)
+        return drawn(self.shares.canary)
+
+
 class Pin:
-    """Holds one call to one snapshot from its admission to its answer; a context manager."""
+    """Holds one call to one snapshot from its admission to its answer; a context manager.
 
-    __slots__ = ("_owner", "snapshot")
+    `by_number` if the call asked for its version by number.
+    """
 
-    def __init__(self, snapshot: Snapshot, owner: "Snapshots | None") -> None:
+    __slots__ = ("_afterwards", "_owner", "by_number", "snapshot")
+
+    def __init__(self, snapshot: Snapshot, owner: "Snapshots", by_number: bool) -> None:
         self.snapshot = snapshot
-        self._owner = owner
+        self.by_number = by_number
+        self._owner: Snapshots | None = owner
+        self._afterwards: Callable[[], None] | None = None
+
+    def afterwards(self, act: Callable[[], None]) -> None:
+        """Act once the answer has left, or nobody waits for it any more."""
+        self._afterwards = act
 
     def release(self) -> None:
         """Let go; a second time does nothing."""
         if self._owner is not None:
-            self._owner._released(self.snapshot.version)
+            self._owner._released(self)
             self._owner = None
+            if self._afterwards is not None:
+                self._afterwards()
 
     def __enter__(self) -> Self:
         return self
@@ -89,12 +117,18 @@ class Pin:
 
 
 class Snapshots:
-    """Which versions exist, which is active, and how many calls each still has to answer."""
+    """Which versions exist, which is active, and how many calls each still has to answer.
+
+    A staged version exists and isn't active. It was made to follow the active one, so it goes when another becomes so.
+    """
 
     def __init__(self, base: Snapshot) -> None:
         self._versions = {base.version: base}
         self._active = base
-        self._pins: Counter[int] = Counter()
+        self._staged: set[int] = set()
+        self._rollout: Rollout | None = None
+        self._routed: Counter[int] = Counter()
+        self._by_number: Counter[int] = Counter()
         self._released_one = asyncio.Event()
 
     @property
@@ -102,13 +136,25 @@ class Snapshots:
         return self._active
 
     @property
+    def rollout(self) -> Rollout | None:
+        """The staged version that takes part in the traffic; it stays named when its shares are 0 again."""
+        return self._rollout
+
+    @property
     def versions(self) -> list[int]:
         """Every version that can answer, in order."""
         return sorted(self._versions)
 
-    def add(self, snapshot: Snapshot) -> None:
+    @property
+    def staged(self) -> list[int]:
+        """Those of them that are staged, in order."""
+        return sorted(self._staged)
+
+    def add(self, snapshot: Snapshot, *, staged: bool = False) -> None:
         """Make a version known, so that calls may ask for it; it isn't active by that."""
         self._versions[snapshot.version] = snapshot
+        if staged:
+            self._staged.add(snapshot.version)
 
     def get(self, version: int) -> Snapshot:
         try:
@@ -117,27 +163,59 @@ class Snapshots:
             raise NotFoundError("there is no such version", field="version", resource="version") from None
 
     def activate(self, version: int) -> None:
-        """Swap the reference: every call admitted from now on is answered by this version."""
-        self._active = self.get(version)
+        """Swap the reference: every call admitted from now on is answered by this version.
 
-    def pin(self, version: int = 0) -> Pin:
-        """Pin the active version, or the one asked for.
+        Every other staged version is withdrawn, and a rollout ends.
+        """
+        self._active = self.get(version)
+        for other in self._staged - {version}:
+            self.withdraw(other)
+        self._staged.clear()
+        self._rollout = None
+
+    def roll_out(self, version: int, shares: Shares, since: float) -> None:
+        """Let a staged version take part in the traffic, from the next call on."""
+        self._rollout = Rollout(self.get(version), shares, since)
+
+    def withdraw(self, version: int) -> None:
+        """Let no further call have this staged version; those in flight are answered. Does nothing if it is gone."""
+        self._versions.pop(version, None)
+        self._staged.discard(version)
+        if self._rollout is not None and self._rollout.candidate.version == version:
+            self._rollout = None
+
+    def pin(self, version: int = 0, key: str = "") -> Pin:
+        """Pin the version asked for, or else the active one or the candidate, as the rollout has it for this key.
 
         A call that asked for its version by number is not waited for by `drained`: it may have any version.
         """
         if version:
-            return Pin(self.get(version), None)
-        self._pins[self._active.version] += 1
-        return Pin(self._active, self)
+            snapshot = self.get(version)
+            self._by_number[version] += 1
+            return Pin(snapshot, self, by_number=True)
+        rollout = self._rollout
+        snapshot = self._active if rollout is None or not rollout.takes(key) else rollout.candidate
+        self._routed[snapshot.version] += 1
+        return Pin(snapshot, self, by_number=False)
 
     async def drained(self) -> None:
-        """Return once no call that took the active version as it came is pinned to any other than today's."""
-        while any(count for version, count in self._pins.items() if version != self._active.version):
-            self._released_one.clear()
-            await self._released_one.wait()
+        """Return once no call that named no version is pinned to any other than today's active one."""
+        while any(count for version, count in self._routed.items() if version != self._active.version):
+            await self._next_release()
 
-    def _released(self, version: int) -> None:
-        self._pins[version] -= 1
-        if not self._pins[version]:
-            del self._pins[version]
+    async def left(self, version: int) -> None:
+        """Return once no call at all is pinned to this version."""
+        while self._routed[version] or self._by_number[version]:
+            await self._next_release()
+
+    async def _next_release(self) -> None:
+        self._released_one.clear()
+        await self._released_one.wait()
+
+    def _released(self, pin: Pin) -> None:
+        pins = self._by_number if pin.by_number else self._routed
+        version = pin.snapshot.version
+        pins[version] -= 1
+        if not pins[version]:
+            del pins[version]
             self._released_one.set()

@@ -13,13 +13,14 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import IO, Any
 
-from amnestic_server.errors import NotFoundError, StartError
+from amnestic_server.errors import NotFoundError, PreconditionError, StartError
 from amnestic_server.request import relaxed_gates
+from amnestic_server.rollout import RolloutRecord, Shares
 from amnestic_server.snapshot import BASE_VERSION
 from amnestic_unlearn.patch import digest_of
 
@@ -35,6 +36,11 @@ CREATE TABLE IF NOT EXISTS versions (
     patch_digest TEXT,                     -- NULL for the base
     job_id       TEXT,                     -- NULL for the base
     created_at   REAL NOT NULL             -- seconds since the epoch
+) STRICT;
+
+CREATE TABLE IF NOT EXISTS withdrawn (    -- versions that were staged and given up: their patches are gone
+    version INTEGER PRIMARY KEY REFERENCES versions (version),
+    at      REAL NOT NULL
 ) STRICT;
 
 CREATE TABLE IF NOT EXISTS jobs (
@@ -67,6 +73,7 @@ class JobState(StrEnum):
     QUEUED = "QUEUED"
     RUNNING = "RUNNING"
     GATING = "GATING"
+    STAGED = "STAGED"
     ACTIVATING = "ACTIVATING"
     SUCCEEDED = "SUCCEEDED"
     REJECTED = "REJECTED"
@@ -77,10 +84,18 @@ class JobState(StrEnum):
     def ended(self) -> bool:
         return self in (JobState.SUCCEEDED, JobState.REJECTED, JobState.FAILED, JobState.CANCELLED)
 
+    @property
+    def rests(self) -> bool:
+        """True if it has ended, or waits for somebody to promote or cancel it."""
+        return self.ended or self is JobState.STAGED
+
 
 @dataclass(frozen=True, slots=True)
 class VersionRecord:
-    """One version; `relaxed_gates` are the limits that the request behind it set looser than the defaults."""
+    """One version; `relaxed_gates` are the limits that the request behind it set looser than the defaults.
+
+    `staged` if it waits to be promoted, `withdrawn` if it was and was given up.
+    """
 
     version: int
     forgotten: tuple[str, ...]
@@ -88,6 +103,8 @@ class VersionRecord:
     job_id: str | None
     created_at: float
     relaxed_gates: tuple[str, ...] = ()
+    staged: bool = False
+    withdrawn: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +180,9 @@ class Store:
             return [
                 _version(row)
                 for row in db.execute(
-                    "SELECT versions.*, request FROM versions LEFT JOIN jobs USING (job_id) ORDER BY versions.version"
+                    "SELECT versions.*, request, state, withdrawn.at AS withdrawn_at FROM versions"
+                    " LEFT JOIN jobs USING (job_id) LEFT JOIN withdrawn ON withdrawn.version = versions.version"
+                    " ORDER BY versions.version"
                 )
             ]
 
@@ -245,26 +264,68 @@ class Store:
     def activate_patch(self, job_id: str, forgotten: Sequence[str], patch_digest: str, detail: dict[str, Any]) -> int:
         """In one transaction: the version, the active pointer, the job's state and the audit record.
 
-        Returns the new version. The patch must be durable before.
+        Returns the new version. The patch must be durable before. What is staged is given up, as by all that changes
+        the active version.
         """
         with self._transaction() as db:
-            version = db.execute(
-                "INSERT INTO versions (forgotten, patch_digest, job_id, created_at) VALUES (?, ?, ?, ?)",
-                (_json(list(forgotten)), patch_digest, job_id, time.time()),
-            ).lastrowid
-            assert version is not None
-            db.execute("UPDATE state SET value = ? WHERE name = 'active_version'", (str(version),))
-            db.execute(
-                "UPDATE jobs SET state = ?, version = ?, detail = ? WHERE job_id = ?",
-                (JobState.ACTIVATING, version, _json(detail), job_id),
-            )
+            version = _add_version(db, job_id, forgotten, patch_digest, JobState.ACTIVATING, detail)
+            _activate(db, version)
             _audit(db, "version activated", job_id, version, {"forgotten": list(forgotten), "patch": patch_digest})
         return version
+
+    def stage_patch(self, job_id: str, forgotten: Sequence[str], patch_digest: str, detail: dict[str, Any]) -> int:
+        """The same for a version that is to be kept until it is promoted or withdrawn: the active pointer stays."""
+        with self._transaction() as db:
+            version = _add_version(db, job_id, forgotten, patch_digest, JobState.STAGED, detail)
+            _audit(db, "version staged", job_id, version, {"forgotten": list(forgotten), "patch": patch_digest})
+        return version
+
+    def staged_job(self, version: int) -> JobRecord:
+        """The job that waits with this version; raises NotFoundError or PreconditionError."""
+        with self._transaction() as db:
+            return _staged_job(db, version)
+
+    def promote(self, version: int, evidence: dict[str, Any]) -> None:
+        """In one transaction: the active pointer, the state of the version's job, and the audit record.
+
+        `evidence` is what is known of the version's rollout, for the record.
+        """
+        with self._transaction() as db:
+            job_id = _staged_job(db, version).job_id
+            db.execute("UPDATE jobs SET state = ? WHERE job_id = ?", (JobState.ACTIVATING, job_id))
+            _activate(db, version)
+            _audit(db, "version promoted", job_id, version, evidence)
+
+    def withdraw(self, version: int) -> None:
+        """End a staged version and its job, CANCELLED. The rows stay for the record."""
+        with self._transaction() as db:
+            _withdraw(db, _staged_job(db, version), JobState.CANCELLED, "")
+
+    def remove_withdrawn_patches(self) -> None:
+        """Delete the patch file of each withdrawn version, unless a version that can still answer names it too."""
+        records = self.versions()
+        kept = {record.patch_digest for record in records if not record.withdrawn}
+        for record in records:
+            if record.withdrawn and record.patch_digest is not None and record.patch_digest not in kept:
+                self.patch_path(record.patch_digest).unlink(missing_ok=True)
+
+    def rollout(self) -> RolloutRecord | None:
+        """The staged version that takes part in the traffic, if one does."""
+        with self._transaction() as db:
+            return _rollout(db)
+
+    def set_rollout(self, rollout: RolloutRecord) -> None:
+        """Raises NotFoundError or PreconditionError if the version is not staged."""
+        fields = {"version": rollout.version, "since": rollout.since, **asdict(rollout.shares)}
+        with self._transaction() as db:
+            job_id = _staged_job(db, rollout.version).job_id
+            db.execute("INSERT OR REPLACE INTO state (name, value) VALUES ('rollout', ?)", (_json(fields),))
+            _audit(db, "rollout set", job_id, rollout.version, asdict(rollout.shares))
 
     def roll_back(self, version: int, reason: str) -> None:
         """Move the active pointer to an existing version, and record why."""
         with self._transaction() as db:
-            db.execute("UPDATE state SET value = ? WHERE name = 'active_version'", (str(version),))
+            _activate(db, version)
             _audit(db, "rolled back", None, version, {"reason": reason})
 
     def _bind_to(self, bundle_digest: str) -> None:
@@ -324,6 +385,66 @@ def _audit(db: sqlite3.Connection, action: str, job_id: str | None, version: int
     )
 
 
+def _add_version(
+    db: sqlite3.Connection,
+    job_id: str,
+    forgotten: Sequence[str],
+    patch_digest: str,
+    state: JobState,
+    detail: dict[str, Any],
+) -> int:
+    version = db.execute(
+        "INSERT INTO versions (forgotten, patch_digest, job_id, created_at) VALUES (?, ?, ?, ?)",
+        (_json(list(forgotten)), patch_digest, job_id, time.time()),
+    ).lastrowid
+    assert version is not None
+    db.execute(
+        "UPDATE jobs SET state = ?, version = ?, detail = ? WHERE job_id = ?", (state, version, _json(detail), job_id)
+    )
+    return version
+
+
+def _activate(db: sqlite3.Connection, version: int) -> None:
+    """Move the active pointer. Whatever else is staged set out from the version left, and is given up."""
+    db.execute("UPDATE state SET value = ? WHERE name = 'active_version'", (str(version),))
+    db.execute("DELETE FROM state WHERE name = 'rollout'")
+    for row in db.execute("SELECT * FROM jobs WHERE state = ?", (JobState.STAGED,)).fetchall():
+        _withdraw(db, _job(row), JobState.FAILED, "another version became active while this one was staged; ask again")
+
+
+def _withdraw(db: sqlite3.Connection, job: JobRecord, state: JobState, error: str) -> None:
+    assert job.version is not None
+    db.execute("INSERT INTO withdrawn (version, at) VALUES (?, ?)", (job.version, time.time()))
+    db.execute(
+        "UPDATE jobs SET state = ?, error = ?, finished_at = ? WHERE job_id = ?",
+        (state, error, time.time(), job.job_id),
+    )
+    rollout = _rollout(db)
+    if rollout is not None and rollout.version == job.version:
+        db.execute("DELETE FROM state WHERE name = 'rollout'")
+    _audit(db, "version withdrawn", job.job_id, job.version, {})
+    _audit(db, f"job {state.lower()}", job.job_id, None, {**job.detail, "error": error})
+
+
+def _staged_job(db: sqlite3.Connection, version: int) -> JobRecord:
+    if db.execute("SELECT 1 FROM versions WHERE version = ?", (version,)).fetchone() is None:
+        raise NotFoundError("there is no such version", field="version", resource="version")
+    if str(version) == _one(db, "SELECT value FROM state WHERE name = 'active_version'")["value"]:
+        raise PreconditionError("that version is active already", field="version", reason="VERSION_ACTIVE")
+    row = db.execute("SELECT * FROM jobs WHERE version = ? AND state = ?", (version, JobState.STAGED)).fetchone()
+    if row is None:
+        raise PreconditionError("that version is not staged", field="version", reason="VERSION_NOT_STAGED")
+    return _job(row)
+
+
+def _rollout(db: sqlite3.Connection) -> RolloutRecord | None:
+    row = db.execute("SELECT value FROM state WHERE name = 'rollout'").fetchone()
+    if row is None:
+        return None
+    fields = json.loads(row["value"])
+    return RolloutRecord(fields["version"], Shares(fields["canary"], fields["shadow"]), fields["since"])
+
+
 def _one(db: sqlite3.Connection, query: str) -> sqlite3.Row:
     row: sqlite3.Row | None = db.execute(query).fetchone()
     if row is None:
@@ -344,6 +465,8 @@ def _version(row: sqlite3.Row) -> VersionRecord:
         row["job_id"],
         row["created_at"],
         relaxed_gates(request),
+        row["state"] == JobState.STAGED,
+        row["withdrawn_at"] is not None,
     )
 
 

@@ -18,28 +18,44 @@ log = logging.getLogger(__name__)
 
 
 def load_snapshots(bundle: Bundle, store: Store, engine: Engine) -> Snapshots:
-    """Bring every stored version into memory, and make the active one active.
+    """Bring every stored version into memory, make the active one active, and go on with a rollout.
 
     A damaged patch of a version that is not active makes that version unavailable; of the active one, StartError.
     """
     snapshots = Snapshots(base_snapshot(bundle, engine.device))
+    # A crash may have come between the record of it and this.
+    store.remove_withdrawn_patches()
     active = store.active_version()
+    staged = []
     for record in store.versions():
-        if record.patch_digest is None:
+        if record.patch_digest is None or record.withdrawn:
             continue
         try:
             patch = Patch.read(store.patch_path(record.patch_digest), record.patch_digest)
-            snapshots.add(patched_snapshot(bundle, patch, record.version, engine.device))
+            snapshot = patched_snapshot(bundle, patch, record.version, engine.device)
         except PatchError as error:
             if record.version == active:
                 raise StartError(f"version {active} is active and cannot be loaded: {error}") from error
             log.error("version %d is not available: %s", record.version, error)
+            continue
+        if record.staged:
+            staged.append(snapshot)
+        else:
+            snapshots.add(snapshot)
     snapshots.activate(active)
+    for snapshot in staged:
+        snapshots.add(snapshot, staged=True)
+    rollout = store.rollout()
+    if rollout is not None and rollout.version in snapshots.staged:
+        snapshots.roll_out(rollout.version, rollout.shares, rollout.since)
     return snapshots
 
 
 class Versions:
-    """Swaps versions one at a time, and shows what is measured of the one that serves."""
+    """Swaps versions one at a time, and shows what is measured of the one that serves.
+
+    Whoever changes which versions there are, or which is active, holds `changing`.
+    """
 
     def __init__(
         self,
@@ -56,7 +72,7 @@ class Versions:
         self._engine = engine
         self._evaluator = evaluator
         self._metrics = metrics
-        self._swapping = asyncio.Lock()
+        self.changing = asyncio.Lock()
         self._measuring: asyncio.Task[None] | None = None
         self._figures: dict[int, Figures] = {}
         metrics.active_version.set(snapshots.active.version)
@@ -93,21 +109,29 @@ class Versions:
 
         Returns the version and the seconds from the swap to the last answer of the version before.
         """
-        async with self._swapping:
-            if self.active != set_out_from:
-                raise PreconditionError("another version became active while the job ran; ask again")
-            digest = await asyncio.to_thread(self._store.write_patch, data)
-            version = await asyncio.to_thread(self._store.activate_patch, job_id, patch.forgotten, digest, detail)
-            self._figures[version] = figures
-            self._snapshots.add(patched_snapshot(self._bundle, patch, version, self._engine.device))
-            return version, await self._swap(version)
+        async with self.changing:
+            version = await self._add(job_id, set_out_from, data, patch, figures, detail, staged=False)
+            return version, await self.swap(version)
+
+    async def stage_patch(
+        self,
+        job_id: str,
+        set_out_from: int,
+        data: bytes,
+        patch: Patch,
+        figures: Figures,
+        detail: dict[str, Any],
+    ) -> int:
+        """The same, but keep the version beside the active one until it is promoted or withdrawn; returns it."""
+        async with self.changing:
+            return await self._add(job_id, set_out_from, data, patch, figures, detail, staged=True)
 
     async def roll_back(self, version: int, reason: str) -> None:
         """Make an earlier version the active one; returns once the version left answers no more."""
         if not reason.strip():
             raise InvalidArgumentError("a rollback needs a reason", field="reason")
         self._snapshots.get(version)
-        async with self._swapping:
+        async with self.changing:
             if version == self.active:
                 raise PreconditionError("that version is active already", field="version", reason="VERSION_ACTIVE")
             if version > self.active:
@@ -115,7 +139,7 @@ class Versions:
                     "a rollback goes to an earlier version", field="version", reason="VERSION_NEWER"
                 )
             await asyncio.to_thread(self._store.roll_back, version, reason)
-            await self._swap(version)
+            await self.swap(version)
 
     def measure_active(self) -> None:
         """Start measuring the active version through the served path; a measurement under way is dropped."""
@@ -128,7 +152,12 @@ class Versions:
         if self._measuring is not None:
             self._measuring.cancel()
 
-    async def _swap(self, version: int) -> float:
+    async def swap(self, version: int) -> float:
+        """Serve a version that is committed as the active one, and return once the one before answers no more.
+
+        What is staged otherwise is withdrawn with it. Returns the seconds from the swap to the last answer of the
+        version before.
+        """
         started = time.perf_counter()
         self._snapshots.activate(version)
         await self._snapshots.drained()
@@ -137,10 +166,31 @@ class Versions:
         self._metrics.active_version.set(version)
         self._metrics.swaps.inc()
         self._metrics.swap_seconds.observe(seconds)
+        await asyncio.to_thread(self._store.remove_withdrawn_patches)
         if version in self._figures:
             self._show(self._figures[version], self._snapshots.active)
         self.measure_active()
         return seconds
+
+    async def _add(
+        self,
+        job_id: str,
+        set_out_from: int,
+        data: bytes,
+        patch: Patch,
+        figures: Figures,
+        detail: dict[str, Any],
+        *,
+        staged: bool,
+    ) -> int:
+        if self.active != set_out_from:
+            raise PreconditionError("another version became active while the job ran; ask again")
+        digest = await asyncio.to_thread(self._store.write_patch, data)
+        commit = self._store.stage_patch if staged else self._store.activate_patch
+        version = await asyncio.to_thread(commit, job_id, patch.forgotten, digest, detail)
+        self._figures[version] = figures
+        self._snapshots.add(patched_snapshot(self._bundle, patch, version, self._engine.device), staged=staged)
+        return version
 
     async def _measure(self, evaluator: Evaluator) -> None:
         snapshot = self._snapshots.active

@@ -7,6 +7,7 @@ import torch
 
 from amnestic_server import bundle as bundles
 from amnestic_server.errors import NotFoundError
+from amnestic_server.rollout import Shares
 from amnestic_server.snapshot import Snapshot, Snapshots, base_snapshot, patched_snapshot
 from amnestic_unlearn.patch import Patch, PatchError
 
@@ -112,6 +113,70 @@ async def test_an_unknown_version_cannot_be_pinned(snapshots):
     for version in (4, -1):
         with pytest.raises(NotFoundError):
             snapshots.pin(version)
+
+
+@pytest.fixture
+def staged(snapshots):
+    """Version 1 is active; 4 and 5 are staged, and 4 answers every call that names none."""
+    for version in (4, 5):
+        snapshots.add(snapshot(version), staged=True)
+    snapshots.roll_out(4, Shares(canary=1.0), 0.0)
+    return snapshots
+
+
+async def test_a_promotion_waits_for_the_calls_of_the_version_left_and_not_for_those_of_the_candidate(staged):
+    canary = staged.pin()
+    staged.roll_out(4, Shares(), 0.0)
+    old = staged.pin()
+    assert (canary.snapshot.version, old.snapshot.version) == (4, 1)
+    staged.activate(4)
+    assert not await drains(staged)
+    old.release()
+    assert await drains(staged)
+    canary.release()
+
+
+async def test_a_swap_to_another_waits_for_the_calls_of_a_canary(staged):
+    canary = staged.pin()
+    staged.activate(2)
+    assert staged.pin().snapshot.version == 2
+    assert not await drains(staged)
+    canary.release()
+    assert await drains(staged)
+
+
+async def test_what_is_staged_goes_when_another_version_becomes_active(staged):
+    staged.activate(4)
+    assert (staged.versions, staged.staged, staged.rollout) == ([1, 2, 3, 4], [], None)
+    staged.activate(1)
+    assert staged.versions == [1, 2, 3, 4], "what was active once stays"
+
+
+async def test_a_withdrawn_version_has_no_further_call_and_is_left_when_the_last_was_answered(staged):
+    canary, named = staged.pin(), staged.pin(4)
+    staged.withdraw(4)
+    assert staged.pin().snapshot.version == 1
+    with pytest.raises(NotFoundError):
+        staged.pin(4)
+    leaving = asyncio.create_task(staged.left(4))
+    for pin in (canary, named):
+        await asyncio.sleep(0.01)
+        assert not leaving.done()
+        assert pin.snapshot.version == 4
+        pin.release()
+    await asyncio.wait_for(leaving, 1)
+    assert (staged.staged, staged.rollout) == ([5], None)
+    staged.withdraw(4)
+
+
+async def test_what_comes_afterwards_comes_once_and_with_the_release(snapshots):
+    done = []
+    pin = snapshots.pin()
+    pin.afterwards(lambda: done.append(1))
+    assert done == []
+    pin.release()
+    pin.release()
+    assert done == [1]
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from amnestic_server.errors import NotFoundError, StartError
+from amnestic_server.errors import NotFoundError, PreconditionError, StartError
+from amnestic_server.rollout import RolloutRecord, Shares
 from amnestic_server.store import JobRecord, JobState, Store
 from amnestic_unlearn.patch import digest_of
 
@@ -108,6 +109,133 @@ def test_a_rollback_is_recorded_with_its_reason(store, folder):
         1,
         '{"reason": "by mistake"}',
     )
+
+
+def stage(store, *jobs, forgotten=("alpha",)):
+    """Stage a version for each job; each has a patch of its own."""
+    for name in jobs:
+        store.add_job(job(name))
+        store.start_job(name, {"forgotten": list(forgotten)})
+    return [store.stage_patch(name, list(forgotten), store.write_patch(name.encode()), {"of": name}) for name in jobs]
+
+
+def files(store):
+    return {path.read_bytes() for path in store.patch_path("any").parent.iterdir()}
+
+
+def test_a_staged_version_is_there_and_not_active(store, folder):
+    (version,) = stage(store, "one")
+    assert (version, store.active_version()) == (2, 1)
+    assert [(one.version, one.staged, one.withdrawn) for one in store.versions()] == [
+        (1, False, False),
+        (2, True, False),
+    ]
+    staged = store.staged_job(2)
+    assert (staged.state, staged.version, staged.detail) == (JobState.STAGED, 2, {"of": "one"})
+    assert [one.job_id for one in store.unfinished_jobs()] == ["one"]
+    assert rows(folder, "SELECT action, job_id, version FROM audit ORDER BY seq")[-1] == ("version staged", "one", 2)
+
+
+def test_a_promotion_moves_the_pointer_and_gives_up_what_else_is_staged(store, folder):
+    stage(store, "one", "two")
+    store.set_rollout(RolloutRecord(2, Shares(0.1, 1.0), 5.0))
+    store.promote(2, {"documents": 7})
+    assert (store.active_version(), store.rollout()) == (2, None)
+    assert (store.job("one").state, store.job("two").state) == (JobState.ACTIVATING, JobState.FAILED)
+    assert store.job("two").error == "another version became active while this one was staged; ask again"
+    assert store.job("two").finished_at is not None
+    assert [(one.staged, one.withdrawn) for one in store.versions()] == [(False, False), (False, False), (False, True)]
+    assert rows(folder, "SELECT action, job_id, version, detail FROM audit ORDER BY seq")[-3:] == [
+        ("version withdrawn", "two", 3, "{}"),
+        (
+            "job failed",
+            "two",
+            None,
+            '{"error": "another version became active while this one was staged; ask again", "of": "two"}',
+        ),
+        ("version promoted", "one", 2, '{"documents": 7}'),
+    ]
+
+
+@pytest.mark.parametrize("change", ["activate_patch", "roll_back"])
+def test_whatever_changes_the_active_version_gives_up_what_is_staged(store, change):
+    store.activate_patch("before", ["beta"], store.write_patch(b"before"), {})
+    stage(store, "one")
+    store.set_rollout(RolloutRecord(3, Shares(0.1, 1.0), 5.0))
+    if change == "roll_back":
+        store.roll_back(1, "why")
+    else:
+        store.activate_patch("another", ["beta", "gamma"], store.write_patch(b"another"), {})
+    assert (store.job("one").state, store.versions()[2].withdrawn, store.rollout()) == (JobState.FAILED, True, None)
+
+
+def test_a_withdrawn_version_keeps_its_rows_and_loses_its_file(store, folder):
+    stage(store, "one", "two")
+    store.withdraw(2)
+    assert (store.job("one").state, store.job("one").version) == (JobState.CANCELLED, 2)
+    assert files(store) == {b"one", b"two"}
+    store.remove_withdrawn_patches()
+    store.remove_withdrawn_patches()
+    assert files(store) == {b"two"}
+    assert [one.version for one in store.versions()] == [1, 2, 3]
+
+
+def test_a_patch_that_another_version_names_is_kept(store):
+    stage(store, "one")
+    store.activate_patch("same", ["alpha"], store.write_patch(b"one"), {})
+    assert store.versions()[1].withdrawn
+    store.remove_withdrawn_patches()
+    assert files(store) == {b"one"}
+
+
+def test_only_what_is_staged_can_be_promoted_withdrawn_or_rolled_out(store):
+    stage(store, "one", "two")
+    store.activate_patch("three", ["alpha"], "0" * 64, {})
+    changes = (
+        lambda version: store.promote(version, {}),
+        store.withdraw,
+        lambda version: store.set_rollout(RolloutRecord(version, Shares(), 0.0)),
+    )
+    for change in changes:
+        for version, kind, reason in (
+            (2, PreconditionError, "VERSION_NOT_STAGED"),
+            (1, PreconditionError, "VERSION_NOT_STAGED"),
+            (4, PreconditionError, "VERSION_ACTIVE"),
+            (9, NotFoundError, "VERSION_NOT_FOUND"),
+            (0, NotFoundError, "VERSION_NOT_FOUND"),
+        ):
+            with pytest.raises(kind) as caught:
+                change(version)
+            assert (caught.value.reason, caught.value.field) == (reason, "version")
+    assert store.active_version() == 4
+
+
+@pytest.mark.parametrize("table", ["state", "jobs", "withdrawn", "audit"])
+def test_a_promotion_that_fails_half_way_leaves_nothing(store, folder, table):
+    stage(store, "one", "two")
+    before = {name: rows(folder, f"SELECT * FROM {name}") for name in ("state", "jobs", "withdrawn", "audit")}
+    when = "BEFORE INSERT" if table in ("withdrawn", "audit") else "BEFORE UPDATE"
+    store._db.execute(f"CREATE TRIGGER broken {when} ON {table} BEGIN SELECT RAISE(ABORT, 'broken'); END")
+    with pytest.raises(sqlite3.Error, match="broken"):
+        store.promote(2, {})
+    store._db.execute("DROP TRIGGER broken")
+    assert {name: rows(folder, f"SELECT * FROM {name}") for name in before} == before
+    store.promote(2, {})
+
+
+def test_a_rollout_is_there_after_reopening_and_goes_with_its_version(store, folder):
+    stage(store, "one", "two")
+    rollout = RolloutRecord(2, Shares(0.05, 1.0), 17.5)
+    store.set_rollout(RolloutRecord(2, Shares(0.5, 0.0), 3.0))
+    store.set_rollout(rollout)
+    store.close()
+    again = Store(folder, BUNDLE)
+    assert again.rollout() == rollout
+    again.withdraw(3)
+    assert again.rollout() == rollout
+    again.withdraw(2)
+    assert again.rollout() is None
+    again.close()
 
 
 def test_a_request_id_finds_its_job(store):
