@@ -22,7 +22,9 @@ from amnestic_server.jobs import Jobs, JobView
 from amnestic_server.metrics import Metrics
 from amnestic_server.request import UnlearnRequest
 from amnestic_server.settings import Settings
-from amnestic_server.snapshot import patched_snapshot
+from amnestic_server.shadow import Shadow
+from amnestic_server.snapshot import Snapshots, patched_snapshot
+from amnestic_server.staging import Staging
 from amnestic_server.store import JobState, Store
 from amnestic_server.tokenizer import DocumentTokenizer
 from amnestic_server.versions import Versions, load_snapshots
@@ -88,6 +90,8 @@ class Worker:
 class Parts:
     jobs: Jobs
     versions: Versions
+    staging: Staging
+    snapshots: Snapshots
     store: Store
     worker: Worker
     metrics: Metrics
@@ -127,6 +131,8 @@ def started(bundle, corpus_path, tmp_path, monkeypatch):
         assert evaluator is not None
         metrics = Metrics()
         versions = Versions(loaded, store, snapshots, engine, evaluator, metrics)
+        shadow = Shadow(batcher, snapshots, loaded.manifest, metrics)
+        staging = Staging(store, snapshots, versions, shadow, loaded.manifest.labels, metrics)
 
         async def evidence(patch: Patch) -> torch.Tensor:
             return torch.from_numpy((await evaluator.answers(patched_snapshot(loaded, patch, 0, engine.device))).logits)
@@ -139,6 +145,7 @@ def started(bundle, corpus_path, tmp_path, monkeypatch):
             store=store,
             snapshots=snapshots,
             versions=versions,
+            staging=staging,
             engine=engine,
             evaluator=evaluator,
             counts=counts,
@@ -147,7 +154,7 @@ def started(bundle, corpus_path, tmp_path, monkeypatch):
         )
         try:
             await jobs.start()
-            yield Parts(jobs, versions, store, worker, metrics)
+            yield Parts(jobs, versions, staging, snapshots, store, worker, metrics)
         finally:
             await jobs.close()
             versions.stop_measuring()

@@ -30,7 +30,9 @@ from amnestic_server.oip.service import InferenceService
 from amnestic_server.prediction import Predictor
 from amnestic_server.rpc import PredictionService, UnlearningService
 from amnestic_server.settings import Settings, available_cpus
+from amnestic_server.shadow import Shadow
 from amnestic_server.snapshot import BASE_VERSION, Snapshots
+from amnestic_server.staging import Staging
 from amnestic_server.status import LastMinute, StatusReport
 from amnestic_server.store import Store
 from amnestic_server.tokenizer import DocumentTokenizer
@@ -93,18 +95,21 @@ async def serve(settings: Settings, *, as_json: bool = False) -> None:
         evaluator, counts = _evaluation(bundle, batcher, tokenizer, documents, snapshots)
         documents.clear()
         versions = Versions(bundle, store, snapshots, engine, evaluator, metrics)
+        shadow = Shadow(batcher, snapshots, bundle.manifest, metrics)
+        staging = Staging(store, snapshots, versions, shadow, bundle.manifest.labels, metrics)
         jobs = Jobs(
             bundle=bundle,
             store=store,
             snapshots=snapshots,
             versions=versions,
+            staging=staging,
             engine=engine,
             evaluator=evaluator,
             counts=counts,
             settings=settings,
             metrics=metrics,
         )
-        predictor = Predictor(batcher, bundle.manifest, settings, metrics, stats)
+        predictor = Predictor(batcher, bundle.manifest, settings, metrics, stats, shadow)
         last_minute = LastMinute(metrics)
         status = StatusReport(
             started=started,
@@ -115,6 +120,7 @@ async def serve(settings: Settings, *, as_json: bool = False) -> None:
             predictor=predictor,
             snapshots=snapshots,
             versions=versions,
+            staging=staging,
             jobs=jobs,
             last_minute=last_minute,
         )
@@ -123,7 +129,9 @@ async def serve(settings: Settings, *, as_json: bool = False) -> None:
         prediction_pb2_grpc.add_PredictionServiceServicer_to_server(
             PredictionService(predictor, snapshots, bundle, engine, settings, metrics, status), server
         )
-        unlearning_pb2_grpc.add_UnlearningServiceServicer_to_server(UnlearningService(jobs, versions, metrics), server)
+        unlearning_pb2_grpc.add_UnlearningServiceServicer_to_server(
+            UnlearningService(jobs, versions, staging, metrics), server
+        )
         open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
             InferenceService(predictor, snapshots, versions, stats, bundle, engine, settings, metrics), server
         )
@@ -158,6 +166,7 @@ async def serve(settings: Settings, *, as_json: bool = False) -> None:
         await asyncio.sleep(settings.exit_notice_secs)
         predictor.drain()
         versions.stop_measuring()
+        shadow.close()
         await jobs.close()
         if not await batcher.idle(settings.exit_timeout_secs):
             log.warning("stopping with %d documents unanswered", batcher.open_documents)

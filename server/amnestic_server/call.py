@@ -20,13 +20,14 @@ RowOutput = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the engine said of one document, its windows pooled: logits float32 [C], features float32 [h]."""
+    """What the engine said of one document, its windows pooled: logits float32 [C], features float32 [h].
+
+    `document` is what it was read as, to ask another version the same.
+    """
 
     logits: NDArray[np.float32]
     features: NDArray[np.float32]
-    tokens: int
-    truncated: bool
-    windows: int = 1
+    document: Encoded
 
 
 @dataclass(slots=True)
@@ -86,7 +87,7 @@ class Call:
             every_logits, every_features = zip(*islice(outputs, count), strict=True)
             logits = pool(np.stack(every_logits), self.pooling)
             features = pool(np.stack(every_features), Pooling.MEAN)
-        return Answer(logits, features, document.tokens, document.truncated, count)
+        return Answer(logits, features, document)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

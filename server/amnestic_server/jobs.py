@@ -1,7 +1,8 @@
 """The life of an unlearn job: request, queue, worker, gates, activation.
 
 One job runs at a time. Everything here is on the event loop's thread; the store's transactions run on others. A job
-that was running when the server stopped is begun again at the next start; one that had its version committed is done.
+that was running when the server stopped is begun again at the next start; one that had its version committed is done,
+or staged still if it was. What becomes of a staged job is decided by `staging`.
 """
 
 import asyncio
@@ -11,9 +12,9 @@ import shutil
 import time
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from amnestic_server import candidate as candidates
 from amnestic_server.bundle import Bundle
@@ -31,14 +32,17 @@ from amnestic_server.metrics import Metrics
 from amnestic_server.request import UnlearnRequest, relaxed_gates
 from amnestic_server.settings import Settings
 from amnestic_server.snapshot import Snapshots
+from amnestic_server.staging import Staging
 from amnestic_server.store import JobRecord, JobState, Store
 from amnestic_server.versions import Versions
 from amnestic_server.worker import WorkerError, run_worker
 from amnestic_unlearn.errors import MIN_FORGET_DOCUMENTS, MIN_GATE_DOCUMENTS
 from amnestic_unlearn.patch import PatchError, digest_of
-from amnestic_unlearn.spec import GateLimits, JobSpec, Progress, SettingError
+from amnestic_unlearn.spec import JobSpec, Progress, SettingError
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,7 @@ class Jobs:
         store: Store,
         snapshots: Snapshots,
         versions: Versions,
+        staging: Staging,
         engine: Engine,
         evaluator: Evaluator | None,
         counts: LabelCounts | None,
@@ -98,6 +103,7 @@ class Jobs:
         self._store = store
         self._snapshots = snapshots
         self._versions = versions
+        self._staging = staging
         self._engine = engine
         self._judge = Judge(bundle, engine, evaluator) if evaluator else None
         self._counts = counts
@@ -109,6 +115,7 @@ class Jobs:
         self._pulse = asyncio.Event()
         self._progress: dict[str, Progress] = {}
         self._running: Run | None = None
+        self._changes: set[asyncio.Task[Any]] = set()
         self._closed = False
         self._main: asyncio.Task[None] | None = None
 
@@ -156,7 +163,7 @@ class Jobs:
         running = None if self._running is None else await self.get(self._running.job_id)
         last = await asyncio.to_thread(self._store.last_ended_job)
         return (
-            None if running is None or running.record.state.ended else running,
+            None if running is None or running.record.state.rests else running,
             None if last is None else self._view(last),
             len(self._queue),
         )
@@ -177,9 +184,15 @@ class Jobs:
             await pulse.wait()
 
     async def cancel(self, job_id: str) -> JobView:
-        """Stop a job; raises PreconditionError if it has ended, or what becomes of it is decided already."""
+        """Stop a job, or withdraw the version of one that is staged.
+
+        Raises PreconditionError if the job has ended, or what becomes of it is decided already.
+        """
         view = await self.get(job_id)
         running = self._running
+        if view.record.state is JobState.STAGED:
+            await self.see_through(self._staging.withdraw(job_id))
+            return await self.get(job_id)
         if running is not None and running.job_id == job_id and not view.record.state.ended:
             if running.decided:
                 raise PreconditionError("the job is coming to its end", reason="JOB_ENDING")
@@ -190,6 +203,8 @@ class Jobs:
             self._queue.remove(job_id)
             await self._end(job_id, JobState.CANCELLED, view.record.detail)
             view = await self.get(job_id)
+        elif view.record.state is JobState.ACTIVATING:
+            raise PreconditionError("the job is coming to its end", reason="JOB_ENDING")
         elif not view.record.state.ended:
             raise DrainingError
         else:
@@ -197,6 +212,23 @@ class Jobs:
         if view.record.state is not JobState.CANCELLED:
             raise PreconditionError("the job has ended", reason="JOB_ENDED")
         return view
+
+    async def see_through(self, change: Coroutine[Any, Any, T]) -> T:
+        """Make a change of versions to its end, even if who asked for it leaves, and tell who watches.
+
+        What is committed must be served, and nothing else may be: a call that is cancelled half-way would part them.
+        """
+
+        async def through() -> T:
+            try:
+                return await change
+            finally:
+                await self._show_counts()
+
+        task = asyncio.create_task(through())
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        return await asyncio.shield(task)
 
     async def _ended(self, job_id: str) -> JobView:
         """Wait for the end of a job, and return it so."""
@@ -226,6 +258,8 @@ class Jobs:
             request.limits.validate()
         except SettingError as error:
             raise InvalidArgumentError(str(error), field=f"{part}.{error.name}") from None
+        if request.stage and request.dry_run:
+            raise InvalidArgumentError("a dry run makes no version that could be staged", field="stage")
         labels = self._bundle.manifest.labels
         if not request.labels:
             raise InvalidArgumentError("no label to forget", field="labels")
@@ -265,6 +299,8 @@ class Jobs:
                 )
 
     async def _recover(self, record: JobRecord) -> None:
+        if record.state is JobState.STAGED:
+            return
         if record.state is JobState.ACTIVATING:
             # Its version was committed, and no call of the process before is in flight any more.
             await self._end(record.job_id, JobState.SUCCEEDED, record.detail)
@@ -318,11 +354,15 @@ class Jobs:
             # The server stops. The job is begun again at the next start.
             await asyncio.to_thread(self._store.release_job, job_id)
             return
-        await self._end(job_id, state, detail, error)
+        if state is JobState.STAGED:
+            # Recorded together with its version; by now it may even be promoted.
+            await self._show_counts()
+        else:
+            await self._end(job_id, state, detail, error)
         self._metrics.job_seconds.labels(state.value).observe(time.monotonic() - started)
 
     async def _attempt(self, job_id: str, detail: dict[str, Any]) -> JobState:
-        """Train, gate and activate; `detail` takes in what is found on the way."""
+        """Train, gate and activate or stage; `detail` takes in what is found on the way."""
         request = (await self.get(job_id)).request
         set_out_from = self._versions.active
         forgotten = tuple(label for label in self._bundle.manifest.labels if label in self._union(request))
@@ -337,9 +377,10 @@ class Jobs:
         detail["gates"] = [{**dataclasses.asdict(gate), "passed": gate.passed} for gate in judgement.gates]
         if not judgement.passed:
             return JobState.REJECTED
-        if not request.dry_run:
-            await self._activate(job_id, set_out_from, candidate, judgement, request.limits, detail)
-        return JobState.SUCCEEDED
+        if request.dry_run:
+            return JobState.SUCCEEDED
+        await self._make_version(job_id, set_out_from, candidate, judgement, request, detail)
+        return JobState.STAGED if request.stage else JobState.SUCCEEDED
 
     async def _train(self, job_id: str, request: UnlearnRequest, forgotten: tuple[str, ...]) -> Candidate:
         assert self._settings.corpus is not None
@@ -365,27 +406,30 @@ class Jobs:
         await run_worker(spec, folder, self._settings.worker_timeout_secs, on_progress)
         return await asyncio.to_thread(candidates.load, folder, forgotten, self._bundle, self._engine.device)
 
-    async def _activate(
+    async def _make_version(
         self,
         job_id: str,
         set_out_from: int,
         candidate: Candidate,
         judgement: Judgement,
-        limits: GateLimits,
+        request: UnlearnRequest,
         detail: dict[str, Any],
     ) -> None:
         assert self._running is not None
-        # From here on the job can't be cancelled: what is committed is served.
+        # From here on the job can't be cancelled: what is committed is served, or staged.
         self._running.decided = True
-        version, detail["swap_seconds"] = await self._versions.activate_patch(
-            job_id, set_out_from, candidate.data, candidate.patch, judgement.figures, detail
-        )
+        made = (job_id, set_out_from, candidate.data, candidate.patch, judgement.figures, detail)
+        if request.stage:
+            version = await self._versions.stage_patch(*made)
+        else:
+            version, detail["swap_seconds"] = await self._versions.activate_patch(*made)
         log.info(
-            "job %s made version %d, which has forgotten %s; relaxed gates: %s",
+            "job %s made version %d, %s, which has forgotten %s; relaxed gates: %s",
             job_id,
             version,
+            "staged" if request.stage else "active",
             ", ".join(candidate.patch.forgotten),
-            ", ".join(limits.relaxed) or "none",
+            ", ".join(request.limits.relaxed) or "none",
         )
 
     def _union(self, request: UnlearnRequest) -> set[str]:

@@ -125,6 +125,39 @@ class Metrics:
             "amnestic_open_documents", "Documents admitted and not yet answered.", registry=registry
         )
         self.active_version = Gauge("amnestic_active_version", "The version that answers.", registry=registry)
+        self.rollout_version = Gauge(
+            "amnestic_rollout_version",
+            "The staged version that takes part in the traffic, 0 without one.",
+            registry=registry,
+        )
+        self.rollout_canary_share = Gauge(
+            "amnestic_rollout_canary_share",
+            "Share of the calls that the staged version answers in place of the active one, 0 to 1.",
+            registry=registry,
+        )
+        self.rollout_shadow_share = Gauge(
+            "amnestic_rollout_shadow_share",
+            "Share of the documents that the staged version answers again after the active one, 0 to 1.",
+            registry=registry,
+        )
+        self.canary_calls = Counter(
+            "amnestic_canary_calls", "Calls that a staged version answered as a canary.", registry=registry
+        )
+        self.shadow_documents = Counter(
+            "amnestic_shadow_documents", "Documents on which a staged version was compared.", registry=registry
+        )
+        self.shadow_dropped = Counter(
+            "amnestic_shadow_dropped",
+            "Documents chosen to be compared that found no room, or that the staged version could not answer.",
+            registry=registry,
+        )
+        self.shadow_decisions_differ = Counter(
+            "amnestic_shadow_decisions_differ",
+            "Documents compared on which a staged version decides otherwise than the active one, by label; forgotten is"
+            " true for the labels that the staged version has forgotten.",
+            ["label", "forgotten"],
+            registry=registry,
+        )
         self.swaps = Counter("amnestic_swaps", "Changes of the active version.", registry=registry)
         self.swap_seconds = Histogram(
             "amnestic_swap_seconds",
@@ -188,6 +221,16 @@ class Metrics:
             gauge.clear()
             for label, value in values.items():
                 gauge.labels(label).set(value)
+
+    def show_differing(self, label: str, forgotten: bool, documents: int) -> None:
+        """Count documents on which a staged version decides otherwise; 0 makes the label known."""
+        self.shadow_decisions_differ.labels(label, str(forgotten).lower()).inc(documents)
+
+    def watch_rollout(self, figure: Callable[[str], float]) -> None:
+        """Read the rollout when the metrics are scraped: its `version`, and its shares `canary` and `shadow`."""
+        self.rollout_version.set_function(lambda: figure("version"))
+        self.rollout_canary_share.set_function(lambda: figure("canary"))
+        self.rollout_shadow_share.set_function(lambda: figure("shadow"))
 
     def predict_calls(self) -> CallCounts:
         """How many calls predicted since the start, and how long they took."""

@@ -15,7 +15,8 @@ from amnestic_server.errors import DrainingError, InvalidArgumentError
 from amnestic_server.inference_stats import InferenceStats
 from amnestic_server.metrics import Metrics
 from amnestic_server.settings import Settings
-from amnestic_server.snapshot import Snapshot
+from amnestic_server.shadow import Shadow
+from amnestic_server.snapshot import Pin, Snapshot
 from amnestic_unlearn import measures
 from amnestic_unlearn.manifest import Manifest
 
@@ -42,7 +43,13 @@ class Predictor:
     """
 
     def __init__(
-        self, batcher: Batcher, manifest: Manifest, settings: Settings, metrics: Metrics, stats: InferenceStats
+        self,
+        batcher: Batcher,
+        manifest: Manifest,
+        settings: Settings,
+        metrics: Metrics,
+        stats: InferenceStats,
+        shadow: Shadow,
     ) -> None:
         self.draining = asyncio.Event()
         self.leaving = False
@@ -53,6 +60,7 @@ class Predictor:
         self._metrics = metrics
         self._stages = {stage: metrics.stage_seconds.labels(stage) for stage in ("tokenizer", "queue", "engine")}
         self._stats = stats
+        self._shadow = shadow
 
     def leave(self) -> None:
         """Tell who asks that the server will stop; documents are answered until it drains."""
@@ -63,10 +71,9 @@ class Predictor:
         self.leaving = True
         self.draining.set()
 
-    async def predict(
-        self, texts: Sequence[str], snapshot: Snapshot, seconds_left: float | None
-    ) -> list[DocumentScores]:
-        """One answer a text, in order; raises an AmnesticError."""
+    async def predict(self, texts: Sequence[str], pin: Pin, seconds_left: float | None) -> list[DocumentScores]:
+        """One answer a text, in order, by the version pinned; raises an AmnesticError."""
+        snapshot = pin.snapshot
         started = time.monotonic()
         try:
             answers, timings = await self._answers(texts, snapshot, seconds_left)
@@ -85,6 +92,7 @@ class Predictor:
         self._metrics.truncated.inc(sum(score.truncated for score in scores))
         for score in scores:
             self._metrics.document_windows.observe(score.windows)
+        self._shadow.answered(pin, answers, [score.decisions for score in scores])
         return scores
 
     async def _answers(
@@ -102,7 +110,14 @@ class Predictor:
         decisions = measures.decide(logits, self._thresholds, self._problem_type)
         rows = zip(answers, probabilities.tolist(), decisions.tolist(), strict=True)
         return [
-            DocumentScores(probability, decision, answer.tokens, answer.truncated, answer.features, answer.windows)
+            DocumentScores(
+                probability,
+                decision,
+                answer.document.tokens,
+                answer.document.truncated,
+                answer.features,
+                len(answer.document.windows),
+            )
             for answer, probability, decision in rows
         ]
 

@@ -29,6 +29,7 @@ class UnlearnRequest:
 
     labels: tuple[str, ...]
     dry_run: bool = False
+    stage: bool = False
     reason: str = ""
     method: Method = PRESETS[DEFAULT_PRESET]
     limits: GateLimits = field(default_factory=GateLimits)
@@ -43,7 +44,9 @@ class UnlearnRequest:
         """
         if self.asked is None or first.asked is None:
             return self == first
-        sent, before = ((request.labels, request.dry_run, request.reason, request.asked) for request in (self, first))
+        sent, before = (
+            (request.labels, request.dry_run, request.stage, request.reason, request.asked) for request in (self, first)
+        )
         return sent == before
 
     def to_json(self) -> dict[str, Any]:
@@ -55,6 +58,7 @@ class UnlearnRequest:
         return cls(
             labels=tuple(fields["labels"]),
             dry_run=fields["dry_run"],
+            stage=fields.get("stage", False),
             reason=fields["reason"],
             method=stored(Method, fields["method"]),
             limits=stored(GateLimits, fields["limits"]),

@@ -18,8 +18,10 @@ from amnestic_server.jobs import Jobs, JobView
 from amnestic_server.metrics import Metrics
 from amnestic_server.prediction import DocumentScores, Predictor
 from amnestic_server.request import UnlearnRequest
+from amnestic_server.rollout import check_routing_key
 from amnestic_server.settings import Settings
 from amnestic_server.snapshot import Snapshot, Snapshots
+from amnestic_server.staging import RolloutView, Staging
 from amnestic_server.status import Status, StatusReport
 from amnestic_server.store import JobState, VersionRecord
 from amnestic_server.versions import Versions
@@ -52,10 +54,10 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):
 
     @unary
     async def Predict(self, request: prediction.PredictRequest, context: Context) -> prediction.PredictResponse:  # noqa: N802
-        pin = self._snapshots.pin(request.version)
+        pin = self._snapshots.pin(request.version, check_routing_key(request.routing_key))
         # Held until the answer has left: who sees a job SUCCEEDED gets no older answer afterwards.
         context.add_done_callback(lambda _: pin.release())  # type: ignore[arg-type]  # the stubs want a class
-        scores = await self._predictor.predict(request.documents, pin.snapshot, context.time_remaining())
+        scores = await self._predictor.predict(request.documents, pin, context.time_remaining())
         manifest = self._bundle.manifest
         return prediction.PredictResponse(
             version=pin.snapshot.version,
@@ -97,10 +99,11 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):
 
 
 class UnlearningService(unlearning_pb2_grpc.UnlearningServiceServicer):
-    def __init__(self, jobs: Jobs, versions: Versions, metrics: Metrics) -> None:
+    def __init__(self, jobs: Jobs, versions: Versions, staging: Staging, metrics: Metrics) -> None:
         self.metrics = metrics
         self._jobs = jobs
         self._versions = versions
+        self._staging = staging
 
     @unary
     async def Unlearn(self, request: unlearning.UnlearnRequest, context: Context) -> unlearning.UnlearnResponse:  # noqa: N802
@@ -137,9 +140,34 @@ class UnlearningService(unlearning_pb2_grpc.UnlearningServiceServicer):
     @unary
     async def Rollback(self, request: unlearning.RollbackRequest, context: Context) -> unlearning.RollbackResponse:  # noqa: N802
         _check_reason(request.reason)
-        await self._versions.roll_back(request.version, request.reason)
-        version = next(version for version in await self._all_versions() if version.version == request.version)
-        return unlearning.RollbackResponse(version=version)
+        await self._jobs.see_through(self._versions.roll_back(request.version, request.reason))
+        return unlearning.RollbackResponse(version=await self._one_version(request.version))
+
+    @unary
+    async def PromoteVersion(  # noqa: N802
+        self, request: unlearning.PromoteVersionRequest, context: Context
+    ) -> unlearning.PromoteVersionResponse:
+        await self._jobs.see_through(self._staging.promote(request.version))
+        return unlearning.PromoteVersionResponse(version=await self._one_version(request.version))
+
+    @unary
+    async def SetRollout(  # noqa: N802
+        self, request: unlearning.SetRolloutRequest, context: Context
+    ) -> unlearning.SetRolloutResponse:
+        shares = (
+            getattr(request, name) if request.HasField(name) else None for name in ("canary_share", "shadow_share")
+        )
+        view = await self._jobs.see_through(self._staging.set_rollout(request.version, *shares))
+        return unlearning.SetRolloutResponse(rollout=_rollout(view))
+
+    @unary
+    async def GetRollout(  # noqa: N802
+        self, request: unlearning.GetRolloutRequest, context: Context
+    ) -> unlearning.GetRolloutResponse:
+        return unlearning.GetRolloutResponse(rollout=_rollout(self._staging.rollout))
+
+    async def _one_version(self, number: int) -> unlearning.Version:
+        return next(version for version in await self._all_versions() if version.version == number)
 
     async def _all_versions(self) -> list[unlearning.Version]:
         active = self._versions.active
@@ -162,6 +190,7 @@ def _unlearn_request(message: unlearning.UnlearnRequest) -> UnlearnRequest:
     return UnlearnRequest(
         labels=tuple(message.labels),
         dry_run=message.dry_run,
+        stage=message.stage,
         reason=message.reason,
         method=method,
         limits=replace(GateLimits(), **asked["gates"]),
@@ -210,6 +239,8 @@ def _status(status: Status) -> prediction.GetStatusResponse:
         queued_jobs=status.queued_jobs,
         running_job=_summary(status.running_job),
         last_job=_summary(status.last_job),
+        staged_versions=status.staged_versions,
+        rollout=_rollout(status.rollout),
     )
 
 
@@ -240,6 +271,7 @@ def _job(view: JobView) -> unlearning.Job:
         labels=request.labels,
         forgotten=record.detail.get("forgotten", ()),
         dry_run=request.dry_run,
+        stage=request.stage,
         reason=request.reason,
         method=unlearning.Method(preset=request.preset or None, **asdict(request.method)),
         gate_limits=unlearning.GateLimits(**asdict(request.limits)),
@@ -272,6 +304,28 @@ def _version(record: VersionRecord, f1: dict[str, float], active: int) -> unlear
         created_at=_timestamp(record.created_at),
         f1=f1,
         relaxed_gates=record.relaxed_gates,
+        staged=record.staged,
+        withdrawn=record.withdrawn,
+    )
+
+
+def _rollout(view: RolloutView | None) -> unlearning.Rollout | None:
+    if view is None:
+        return None
+    return unlearning.Rollout(
+        version=view.version,
+        canary_share=view.shares.canary,
+        shadow_share=view.shares.shadow,
+        since=_timestamp(view.since),
+        counted_since=_timestamp(view.counted_since),
+        active_calls=view.active_calls,
+        canary_calls=view.canary_calls,
+        shadow_documents=view.documents,
+        shadow_dropped=view.dropped,
+        differences=[
+            unlearning.DecisionDifference(label=label, forgotten=label in view.forgotten, documents=documents)
+            for label, documents in view.differing.items()
+        ],
     )
 
 

@@ -18,6 +18,7 @@ from amnestic_server.metrics import CallCounts, Metrics
 from amnestic_server.prediction import Predictor
 from amnestic_server.settings import Settings
 from amnestic_server.snapshot import Snapshots
+from amnestic_server.staging import RolloutView, Staging
 from amnestic_server.versions import Versions
 
 WINDOW_SECONDS = 60.0
@@ -63,6 +64,8 @@ class Status:
     queued_jobs: int
     running_job: JobView | None
     last_job: JobView | None
+    staged_versions: list[int]
+    rollout: RolloutView | None
 
 
 class LastMinute:
@@ -111,6 +114,7 @@ class StatusReport:
         predictor: Predictor,
         snapshots: Snapshots,
         versions: Versions,
+        staging: Staging,
         jobs: Jobs,
         last_minute: LastMinute,
     ) -> None:
@@ -123,6 +127,7 @@ class StatusReport:
         self._predictor = predictor
         self._snapshots = snapshots
         self._versions = versions
+        self._staging = staging
         self._jobs = jobs
         self._last_minute = last_minute
 
@@ -146,6 +151,8 @@ class StatusReport:
             queued_jobs=queued,
             running_job=running,
             last_job=last,
+            staged_versions=self._staging.staged,
+            rollout=self._staging.rollout,
         )
 
     def _load(self) -> Load:

@@ -364,7 +364,7 @@ async def test_a_documents_windows_are_pooled_and_counted() -> None:
         assert [float(answer.logits[0]) for answer in answers] == pytest.approx([logit, value("abc")])
         # What a probe sees is the mean, whatever the head makes of it.
         assert [float(answer.features[0]) for answer in answers] == pytest.approx([value("abzzc") / 3, value("abc")])
-        assert [(answer.tokens, answer.windows) for answer in answers] == [(5, 3), (3, 1)]
+        assert [(answer.document.tokens, len(answer.document.windows)) for answer in answers] == [(5, 3), (3, 1)]
 
 
 async def test_windows_of_several_calls_share_a_batch_and_find_back() -> None:

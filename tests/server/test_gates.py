@@ -22,6 +22,7 @@ from amnestic_server.gates import (
     only_declared_changed,
     retention,
 )
+from amnestic_server.tokenizer import Encoded
 from amnestic_unlearn.manifest import ProblemType
 from amnestic_unlearn.spec import GateLimits
 
@@ -144,7 +145,7 @@ class Made:
 
     async def submit_encoded(self, rows, snapshot):
         self.asked.append(snapshot)
-        return [Answer(snapshot.logits[row], snapshot.features[row], 1, False) for row in rows]
+        return [Answer(snapshot.logits[row], snapshot.features[row], Encoded((), False)) for row in rows]
 
     def failed(self, candidate, *forgotten, limits=None):
         """Names of the gates that a candidate does not pass."""

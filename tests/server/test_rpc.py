@@ -20,7 +20,7 @@ from amnestic_server.jobs import JobView
 from amnestic_server.metrics import Metrics
 from amnestic_server.request import UnlearnRequest
 from amnestic_server.rpc import PredictionService, UnlearningService
-from amnestic_server.snapshot import Snapshot, Snapshots
+from amnestic_server.snapshot import Pin, Snapshot, Snapshots
 from amnestic_server.store import JobRecord, JobState
 from amnestic_unlearn.spec import PRESETS, GateLimits, Method, Progress
 
@@ -36,7 +36,7 @@ class Predictor:
         self.entered = asyncio.Event()
         self.error: Exception | None = None
 
-    async def predict(self, texts: Any, snapshot: Snapshot, seconds_left: float | None) -> list[Any]:
+    async def predict(self, texts: Any, pin: Pin, seconds_left: float | None) -> list[Any]:
         self.seconds_left = seconds_left
         self.entered.set()
         await self.may_go_on.wait()
@@ -79,7 +79,7 @@ async def serving() -> AsyncIterator[Any]:
         server,
     )
     unlearning_pb2_grpc.add_UnlearningServiceServicer_to_server(
-        UnlearningService(parts.jobs, None, parts.metrics),  # type: ignore[arg-type]
+        UnlearningService(parts.jobs, None, None, parts.metrics),  # type: ignore[arg-type]
         server,
     )
     port = server.add_insecure_port("127.0.0.1:0")
@@ -183,10 +183,10 @@ async def test_calls_that_the_caller_gives_up_are_counted_as_cancelled_and_let_g
         parts.predictor.may_go_on.clear()
         call = parts.prediction.Predict(prediction_pb2.PredictRequest(documents=["a"]))
         await asyncio.wait_for(parts.predictor.entered.wait(), 5)
-        assert parts.snapshots._pins == {1: 1}
+        assert parts.snapshots._routed == {1: 1}
         call.cancel()
         await until(lambda: counted(parts, "Predict", "CANCELLED") == 1)
-        await until(lambda: not parts.snapshots._pins)
+        await until(lambda: not parts.snapshots._routed)
         stream = parts.unlearning.WatchJob(unlearning_pb2.WatchJobRequest(job_id="job"))
         await stream.read()
         stream.cancel()
@@ -226,7 +226,7 @@ async def test_a_version_that_is_not_there_is_refused_before_anything_is_pinned(
         with pytest.raises(grpc.aio.AioRpcError) as failure:
             await parts.prediction.Predict(prediction_pb2.PredictRequest(documents=["a"], version=4), timeout=5)
         assert failure.value.code() is grpc.StatusCode.NOT_FOUND
-        assert not parts.snapshots._pins
+        assert not parts.snapshots._routed
 
 
 async def test_absent_settings_take_the_defaults_and_a_zero_is_a_value():

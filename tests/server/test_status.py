@@ -95,6 +95,7 @@ async def test_jobs_and_versions_as_they_come_and_go(started, bundle):
             predictor=predictor,
             snapshots=parts.versions._snapshots,
             versions=parts.versions,
+            staging=parts.staging,
             jobs=parts.jobs,
             last_minute=LastMinute(parts.metrics),
         )  # type: ignore[arg-type]

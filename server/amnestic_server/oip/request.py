@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from amnestic.oip import open_inference_pb2 as oip
 from amnestic_server.errors import InvalidArgumentError
 from amnestic_server.oip.tensors import TYPED_FIELDS, TensorError, decode_texts, split_bytes
+from amnestic_server.rollout import check_routing_key
 
 INPUT = "text"
 SHARED_MEMORY = "shared_memory_"
@@ -45,6 +46,16 @@ def version_number(version: str, field: str) -> int:
     if not number:
         raise InvalidArgumentError("the version must be a number above 0, or empty for the active one", field=field)
     return number
+
+
+def routing_key(parameters: Mapping[str, oip.InferParameter]) -> str:
+    """The key by which a rollout sends the request to a version, empty if it has none; raises InvalidArgumentError."""
+    if "routing_key" not in parameters:
+        return ""
+    parameter, field = parameters["routing_key"], "parameters[routing_key]"
+    if parameter.WhichOneof("parameter_choice") != "string_param":
+        raise InvalidArgumentError("routing_key must be a string", field=field)
+    return check_routing_key(parameter.string_param, field)
 
 
 def read(request: oip.ModelInferRequest, max_documents: int, outputs: Collection[str]) -> Asked:

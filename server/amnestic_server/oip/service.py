@@ -17,10 +17,11 @@ from amnestic_server.inference_stats import InferenceStats
 from amnestic_server.metrics import STREAMED, Metrics
 from amnestic_server.oip import describe
 from amnestic_server.oip.answer import OUTPUTS, answer
-from amnestic_server.oip.request import INPUT, read, version_number
+from amnestic_server.oip.request import INPUT, read, routing_key, version_number
 from amnestic_server.prediction import Predictor
 from amnestic_server.settings import Settings
 from amnestic_server.snapshot import Snapshot, Snapshots
+from amnestic_server.store import VersionRecord
 from amnestic_server.versions import Versions
 
 EXTENSIONS = ("classification", "model_configuration", "parameters", "statistics")
@@ -103,7 +104,7 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         self, request: oip.RepositoryIndexRequest, context: Context
     ) -> oip.RepositoryIndexResponse:
         entries = [
-            describe.index_entry(self._manifest.name, record.version, self._why_not_ready(record.version))
+            describe.index_entry(self._manifest.name, record.version, self._why_not_ready(record))
             for record, _ in await self._versions.records()
         ]
         return oip.RepositoryIndexResponse(
@@ -170,12 +171,13 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
     async def _infer(self, request: oip.ModelInferRequest, context: Context, hold: Hold) -> oip.ModelInferResponse:
         """Answer a request; `hold` is given what lets go of its version."""
         self._check_name(request.model_name, "model_name")
-        pin = self._snapshots.pin(self._number(request.model_version, "model_version"))
+        version = self._number(request.model_version, "model_version")
+        pin = self._snapshots.pin(version, routing_key(request.parameters))
         hold(pin.release)
         asked = read(request, self._settings.documents_a_call, OUTPUTS)
         limits = [seconds for seconds in (context.time_remaining(), asked.seconds) if seconds is not None]
         try:
-            scores = await self._predictor.predict(asked.texts, pin.snapshot, min(limits, default=None))
+            scores = await self._predictor.predict(asked.texts, pin, min(limits, default=None))
         except InvalidArgumentError as error:
             # It speaks of documents by number, which the texts of both services share, and names a native field.
             raise InvalidArgumentError(f"input {INPUT}: {error}", field="inputs[0]") from None
@@ -201,8 +203,10 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
             raise NotFoundError("there is no such version", field=field, resource="version")
         return number
 
-    def _why_not_ready(self, version: int) -> str:
-        if version not in self._snapshots.versions:
+    def _why_not_ready(self, record: VersionRecord) -> str:
+        if record.withdrawn:
+            return "it was withdrawn"
+        if record.version not in self._snapshots.versions:
             return "its patch cannot be read"
         return "the server is shutting down" if self._leaving else ""
 

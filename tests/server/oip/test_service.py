@@ -20,7 +20,7 @@ from amnestic_server.inference_stats import InferenceStats
 from amnestic_server.metrics import Metrics
 from amnestic_server.oip.service import MAX_OPEN_REQUESTS, InferenceService
 from amnestic_server.prediction import DocumentScores
-from amnestic_server.snapshot import Snapshot, Snapshots
+from amnestic_server.snapshot import Pin, Snapshot, Snapshots
 
 SECRET = "Xylqvornik"
 
@@ -37,7 +37,7 @@ class Predictor:
         self.seconds_left: float | None = None
         self.error: Exception = errors.QueueFullError()
 
-    async def predict(self, texts: Any, snapshot: Snapshot, seconds_left: float | None) -> list[DocumentScores]:
+    async def predict(self, texts: Any, pin: Pin, seconds_left: float | None) -> list[DocumentScores]:
         if self.draining.is_set():
             raise errors.DrainingError
         self.seconds_left = seconds_left
@@ -63,7 +63,7 @@ async def serving() -> AsyncIterator[Any]:
     parts: Any = SimpleNamespace(predictor=Predictor(), metrics=Metrics(), snapshots=Snapshots(base), labels=labels)
 
     async def records() -> list[Any]:
-        return [(SimpleNamespace(version=version), {}) for version in (1, 2)]
+        return [(SimpleNamespace(version=version, withdrawn=False), {}) for version in (1, 2)]
 
     service = InferenceService(
         parts.predictor,
@@ -184,10 +184,10 @@ async def test_a_stream_that_its_caller_gives_up_leaves_nothing():
         for number in range(5):
             await stream.write(asking(str(number)))
         await until(lambda: parts.predictor.open == 5)
-        assert parts.snapshots._pins == {1: 5}
+        assert parts.snapshots._routed == {1: 5}
         stream.cancel()
         await until(lambda: parts.predictor.open == 0)
-        await until(lambda: not parts.snapshots._pins)
+        await until(lambda: not parts.snapshots._routed)
         await until(lambda: counted(parts, "ModelStreamInfer", "CANCELLED") == 1)
         assert counted(parts, "ModelStreamInfer.request", "CANCELLED") == 5
 
@@ -266,7 +266,7 @@ async def test_who_reads_no_answers_holds_no_version(monkeypatch):
         parts.snapshots.add(Snapshot(2, frozenset(), None, None, torch.zeros(1, 1), torch.zeros(1)))
         parts.snapshots.activate(2)
         await asyncio.wait_for(parts.snapshots.drained(), 10)
-        assert parts.snapshots._pins == {}
+        assert parts.snapshots._routed == {}
         await until(lambda: counted(parts, "ModelStreamInfer", "RESOURCE_EXHAUSTED") == 1)
         stream.cancel()
 
@@ -281,5 +281,5 @@ async def test_a_caller_that_goes_while_answers_wait_is_no_fault_of_the_server(c
         await asyncio.sleep(0.1)
         stream.cancel()
         await until(lambda: counted(parts, "ModelStreamInfer", "CANCELLED") == 1)
-        assert parts.snapshots._pins == {}
+        assert parts.snapshots._routed == {}
     assert "unforeseen" not in caplog.text
