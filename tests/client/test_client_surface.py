@@ -19,6 +19,7 @@ EXPORTED = (
     "ChangeReport",
     "Client",
     "DeadlineExceeded",
+    "DecisionDifference",
     "FailedPrecondition",
     "FieldViolation",
     "Gate",
@@ -38,6 +39,7 @@ EXPORTED = (
     "Prediction",
     "Progress",
     "ResourceExhausted",
+    "Rollout",
     "ServerState",
     "Status",
     "Tls",
@@ -56,7 +58,10 @@ METHODS = (
     "list_versions",
     "predict",
     "predict_many",
+    "promote",
     "rollback",
+    "rollout",
+    "set_rollout",
     "status",
     "unlearn",
     "wait_for_job",
@@ -95,7 +100,7 @@ def test_the_table_has_the_options_of_many() -> None:
     many = inspect.signature(Client.predict_many).parameters
     table = inspect.signature(predict_frame).parameters
     assert list(table) == ["client", "frame", "column", *(name for name in many if name in table)]
-    assert set(many) - set(table) == {"self", "documents", "include_features"}
+    assert set(many) - set(table) == {"self", "documents", "include_features", "routing_key"}
 
 
 def test_settings_of_a_job_are_those_of_the_wire() -> None:
@@ -107,6 +112,8 @@ def test_settings_of_a_job_are_those_of_the_wire() -> None:
         (amnestic_client.Progress, unlearning_pb2.Progress),
         (amnestic_client.ChangeReport, unlearning_pb2.ChangeReport),
         (amnestic_client.Version, unlearning_pb2.Version),
+        (amnestic_client.Rollout, unlearning_pb2.Rollout),
+        (amnestic_client.DecisionDifference, unlearning_pb2.DecisionDifference),
         (amnestic_client.Model, prediction_pb2.GetModelResponse),
         (amnestic_client.Label, prediction_pb2.Label),
         (amnestic_client.Status, prediction_pb2.GetStatusResponse),
@@ -138,7 +145,7 @@ def test_the_published_policy_retries_only_what_is_safe_to_repeat() -> None:
         for name in config["name"]
         if "retryPolicy" not in config
     }
-    assert unsafe == {"CancelJob", "Rollback"}
+    assert unsafe == {"CancelJob", "Rollback", "PromoteVersion", "SetRollout"}
 
 
 def test_results_are_frozen_and_slotted() -> None:

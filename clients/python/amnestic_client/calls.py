@@ -37,11 +37,13 @@ class Call(Generic[Result]):
     timeout: float | None
 
 
-def predict(documents: str | Sequence[str], version: int | None, include_features: bool) -> Call[types.PredictResult]:
+def predict(
+    documents: str | Sequence[str], version: int | None, routing_key: str | None, include_features: bool
+) -> Call[types.PredictResult]:
     return _call(
         _PREDICTION,
         "Predict",
-        convert.predict_request(documents, version, include_features),
+        convert.predict_request(documents, version, routing_key, include_features),
         convert.predict_result,
     )
 
@@ -68,6 +70,7 @@ def unlearn(
     labels: str | Sequence[str],
     request_id: str | None,
     dry_run: bool,
+    stage: bool,
     method: types.Method | Mapping[str, Any] | None,
     gates: types.GateLimits | Mapping[str, Any] | None,
     reason: str,
@@ -76,7 +79,13 @@ def unlearn(
         _UNLEARNING,
         "Unlearn",
         convert.unlearn_request(
-            labels, request_id=request_id, dry_run=dry_run, method=method, gates=gates, reason=reason
+            labels,
+            request_id=request_id,
+            dry_run=dry_run,
+            stage=stage,
+            method=method,
+            gates=gates,
+            reason=reason,
         ),
         lambda answer: convert.job(answer.job),
     )
@@ -133,6 +142,33 @@ def rollback(version: int, reason: str) -> Call[types.Version]:
         "Rollback",
         convert.rollback_request(version, reason),
         lambda answer: convert.version(answer.version),
+    )
+
+
+def promote(version: int) -> Call[types.Version]:
+    return _call(
+        _UNLEARNING,
+        "PromoteVersion",
+        convert.promote_request(version),
+        lambda answer: convert.version(answer.version),
+    )
+
+
+def set_rollout(version: int | None, canary_share: float | None, shadow_share: float | None) -> Call[types.Rollout]:
+    return _call(
+        _UNLEARNING,
+        "SetRollout",
+        convert.set_rollout_request(version, canary_share, shadow_share),
+        lambda answer: convert.rollout(answer.rollout),
+    )
+
+
+def rollout() -> Call[types.Rollout | None]:
+    return _call(
+        _UNLEARNING,
+        "GetRollout",
+        unlearning_pb2.GetRolloutRequest(),
+        lambda answer: convert.rollout(answer.rollout) if answer.HasField("rollout") else None,
     )
 
 

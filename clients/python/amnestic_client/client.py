@@ -5,9 +5,9 @@ into calls in `many`; this runs them.
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -15,7 +15,7 @@ import grpc
 
 from amnestic_client import calls, errors, many, metadata, settings
 from amnestic_client.tls import Tls, explained, secured
-from amnestic_client.types import Answer, GateLimits, Job, Method, Model, PredictResult, Status, Version
+from amnestic_client.types import Answer, GateLimits, Job, Method, Model, PredictResult, Rollout, Status, Version
 
 Result = TypeVar("Result")
 
@@ -68,11 +68,15 @@ class Client:
         documents: str | Sequence[str],
         *,
         version: int | None = None,
+        routing_key: str | None = None,
         include_features: bool = False,
         timeout: float | None = None,
     ) -> PredictResult:
-        """Classify one or many documents, all by the same version: the active one, or the one pinned."""
-        return self._run(calls.predict(documents, version, include_features), timeout)
+        """Classify one or many documents, all by the same version: the active one, or the one pinned.
+
+        In a rollout, calls with the same `routing_key` are all answered by the active version or all by the staged one.
+        """
+        return self._run(calls.predict(documents, version, routing_key, include_features), timeout)
 
     def predict_many(
         self,
@@ -80,6 +84,7 @@ class Client:
         *,
         version: int | None = None,
         pin: bool = False,
+        routing_key: str | None = None,
         on_error: many.OnError = "raise",
         include_features: bool = False,
         batch_size: int | None = None,
@@ -90,7 +95,8 @@ class Client:
 
         The answers are for one thread; other threads may use the client meanwhile.
         Each answer names the version that gave it: the active one at that moment, or `version`, or with `pin` the one
-        that is active at the start, so that a swap on the way does not mix two.
+        that is active at the start, so that a swap on the way does not mix two. In a rollout the other calls are
+        each drawn for themselves, or all go one way by a `routing_key`.
 
         `on_error`: what a document that cannot be answered does. "raise" raises its error in its turn; "return" gives
         an answer with that `error`, and goes on. Errors that are not a document's own are always raised.
@@ -102,6 +108,7 @@ class Client:
         options = many.Options(
             version=version,
             pin=pin,
+            routing_key=routing_key,
             on_error=on_error,
             include_features=include_features,
             batch_size=batch_size,
@@ -124,6 +131,7 @@ class Client:
         *,
         request_id: str | None = None,
         dry_run: bool = False,
+        stage: bool = False,
         method: Method | Mapping[str, Any] | None = None,
         gates: GateLimits | Mapping[str, Any] | None = None,
         reason: str = "",
@@ -132,12 +140,13 @@ class Client:
         """Ask for labels to be forgotten; answers at once with the job.
 
         A repetition with the same `request_id` and content answers with the first one's job; None draws a
-        UUID. A `dry_run` trains and measures, but leaves the served version as it is. `reason` goes on record
-        and must not hold patient data.
+        UUID. A `dry_run` trains and measures, but leaves the served version as it is. With `stage` the version
+        is kept beside the active one until `promote`, or `cancel_job`. `reason` goes on record and must not hold
+        patient data.
         """
-        return self._run(calls.unlearn(labels, request_id, dry_run, method, gates, reason), timeout)
+        return self._run(calls.unlearn(labels, request_id, dry_run, stage, method, gates, reason), timeout)
 
-    def watch_job(self, job_id: str, *, timeout: float | None = None) -> Iterator[Job]:
+    def watch_job(self, job_id: str, *, timeout: float | None = None) -> Generator[Job, None, None]:
         """Yield the job as it is and after each change, until it has ended.
 
         The watch survives a restart of the server. It has no deadline unless `timeout` sets one for the whole.
@@ -162,9 +171,9 @@ class Client:
             time.sleep(pause)
 
     def wait_for_job(self, job_id: str, *, timeout: float | None = None) -> Job:
-        """Watch the job until it has ended, whatever the end, and return it so."""
-        *_, job = self.watch_job(job_id, timeout=timeout)
-        return job
+        """Watch the job until it has ended, whatever the end, or is staged, and return it so."""
+        with closing(self.watch_job(job_id, timeout=timeout)) as jobs:
+            return next(job for job in jobs if job.state.rests)
 
     def get_job(self, job_id: str, *, timeout: float | None = None) -> Job:
         return self._run(calls.get_job(job_id), timeout)
@@ -174,7 +183,7 @@ class Client:
         return self._run(calls.list_jobs(limit), timeout)
 
     def cancel_job(self, job_id: str, *, timeout: float | None = None) -> Job:
-        """Stop a job; raises FailedPrecondition once it has begun to activate."""
+        """Stop a job, or withdraw a staged one's version; raises FailedPrecondition once it has begun to activate."""
         return self._run(calls.cancel_job(job_id), timeout)
 
     def list_versions(self, *, timeout: float | None = None) -> tuple[Version, ...]:
@@ -184,6 +193,28 @@ class Client:
     def rollback(self, version: int, reason: str, *, timeout: float | None = None) -> Version:
         """Make an earlier version the active one; answers when no call to the version left is in flight."""
         return self._run(calls.rollback(version, reason), timeout)
+
+    def promote(self, version: int, *, timeout: float | None = None) -> Version:
+        """Make a staged version the active one; answers when no call to the version before is in flight."""
+        return self._run(calls.promote(version), timeout)
+
+    def set_rollout(
+        self,
+        version: int | None = None,
+        *,
+        canary_share: float | None = None,
+        shadow_share: float | None = None,
+        timeout: float | None = None,
+    ) -> Rollout:
+        """Give a staged version its shares of the traffic, 0 to 1; None leaves one as it is, 0 at first.
+
+        Without `version` it is the one that has a rollout, or else the only one that is staged.
+        """
+        return self._run(calls.set_rollout(version, canary_share, shadow_share), timeout)
+
+    def rollout(self, *, timeout: float | None = None) -> Rollout | None:
+        """The staged version that takes part in the traffic, with what it has told; None if none does."""
+        return self._run(calls.rollout(), timeout)
 
     def is_ready(self, *, timeout: float | None = None) -> bool:
         """Ask the standard health service once; False if the server is away, warming up or draining."""

@@ -24,13 +24,15 @@ AboutJob = TypeVar(
 
 
 def predict_request(
-    documents: str | Sequence[str], version: int | None, include_features: bool
+    documents: str | Sequence[str], version: int | None, routing_key: str | None, include_features: bool
 ) -> prediction_pb2.PredictRequest:
     texts = [documents] if isinstance(documents, str) else list(documents)
     for number, text in enumerate(texts, 1):
         check_text(text, f"document {number}")
+    check_text(routing_key or "", "routing_key")
     request = prediction_pb2.PredictRequest(documents=texts, include_features=include_features)
     _set(request, "version", version)
+    _set(request, "routing_key", routing_key)
     return request
 
 
@@ -39,6 +41,7 @@ def unlearn_request(
     *,
     request_id: str | None,
     dry_run: bool,
+    stage: bool,
     method: types.Method | Mapping[str, Any] | None,
     gates: types.GateLimits | Mapping[str, Any] | None,
     reason: str,
@@ -47,7 +50,7 @@ def unlearn_request(
     for name in names:
         check_text(name, "a label")
     check_text(reason, "reason")
-    request = unlearning_pb2.UnlearnRequest(labels=names, dry_run=dry_run, reason=reason)
+    request = unlearning_pb2.UnlearnRequest(labels=names, dry_run=dry_run, stage=stage, reason=reason)
     _set(request, "request_id", request_id or str(uuid.uuid4()))
     _set_all(request.method, method, types.Method)
     _set_all(request.gates, gates, types.GateLimits)
@@ -64,6 +67,22 @@ def rollback_request(version: int, reason: str) -> unlearning_pb2.RollbackReques
     check_text(reason, "reason")
     request = unlearning_pb2.RollbackRequest(reason=reason)
     _set(request, "version", version)
+    return request
+
+
+def promote_request(version: int) -> unlearning_pb2.PromoteVersionRequest:
+    request = unlearning_pb2.PromoteVersionRequest()
+    _set(request, "version", version)
+    return request
+
+
+def set_rollout_request(
+    version: int | None, canary_share: float | None, shadow_share: float | None
+) -> unlearning_pb2.SetRolloutRequest:
+    request = unlearning_pb2.SetRolloutRequest()
+    _set(request, "version", version)
+    _set(request, "canary_share", canary_share)
+    _set(request, "shadow_share", shadow_share)
     return request
 
 
@@ -102,6 +121,8 @@ def status(response: prediction_pb2.GetStatusResponse) -> types.Status:
         load=_load(response.load),
         running_job=_summary(response.running_job) if response.HasField("running_job") else None,
         last_job=_summary(response.last_job) if response.HasField("last_job") else None,
+        staged_versions=tuple(response.staged_versions),
+        rollout=rollout(response.rollout) if response.HasField("rollout") else None,
     )
 
 
@@ -136,6 +157,16 @@ def version(message: unlearning_pb2.Version) -> types.Version:
         created_at=_time(message, "created_at"),
         f1=dict(message.f1),
         relaxed_gates=tuple(message.relaxed_gates),
+    )
+
+
+def rollout(message: unlearning_pb2.Rollout) -> types.Rollout:
+    return _record(
+        types.Rollout,
+        message,
+        since=_time(message, "since"),
+        counted_since=_time(message, "counted_since"),
+        differences=tuple(_record(types.DecisionDifference, one) for one in message.differences),
     )
 
 

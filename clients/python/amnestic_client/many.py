@@ -36,6 +36,7 @@ class Options:
 
     version: int | None
     pin: bool
+    routing_key: str | None
     on_error: OnError
     include_features: bool
     batch_size: int | None
@@ -137,7 +138,8 @@ class Batch:
         if not self._parts:
             return None
         documents = [self._documents[position] for position in self._parts[-1]]
-        return calls.predict(documents, self._run.version, self._run.options.include_features)
+        options = self._run.options
+        return calls.predict(documents, self._run.version, options.routing_key, options.include_features)
 
     def seconds_left(self) -> float:
         """Until the deadline, which counts from the first call on."""
@@ -153,6 +155,8 @@ class Batch:
     def failed(self, error: AmnesticError) -> float:
         """Seconds to wait before the next call; raises the error if another call would not help."""
         part = self._parts[-1]
+        if any(not one.field.startswith("documents") for one in error.field_violations):
+            raise error
         if isinstance(error, InvalidArgument) or (
             isinstance(error, Internal) and self._run.options.on_error == "return"
         ):

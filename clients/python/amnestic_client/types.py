@@ -194,11 +194,17 @@ class JobState(StrEnum):
     REJECTED = "REJECTED"
     FAILED = "FAILED"
     CANCELLED = "CANCELLED"
+    STAGED = "STAGED"
 
     @property
     def ended(self) -> bool:
         """True if the job will not change any more."""
         return self in (JobState.SUCCEEDED, JobState.REJECTED, JobState.FAILED, JobState.CANCELLED)
+
+    @property
+    def rests(self) -> bool:
+        """True if it has ended, or waits for somebody to promote or cancel it."""
+        return self.ended or self is JobState.STAGED
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,13 +273,15 @@ class Job:
     attempts: int
     swap_seconds: float
     relaxed_gates: tuple[str, ...]
+    stage: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Version:
     """The base (no job, no patch) or the base with one patch; `f1` is by label, on the gate split.
 
-    `relaxed_gates` names the limits that the job behind it had relaxed.
+    `relaxed_gates` names the limits that the job behind it had relaxed. `staged` while it waits to be promoted,
+    `withdrawn` if it did and was given up.
     """
 
     version: int
@@ -284,6 +292,40 @@ class Version:
     created_at: datetime | None
     f1: dict[str, float]
     relaxed_gates: tuple[str, ...]
+    staged: bool = False
+    withdrawn: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionDifference:
+    """The documents compared on which a staged version decides otherwise on a label than the active one.
+
+    `forgotten` if the staged version has forgotten it: there a difference is expected.
+    """
+
+    label: str
+    forgotten: bool
+    documents: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A staged version's part in the traffic and what it has told, of calls that named no version.
+
+    The shares, 0 to 1, hold since `since`; the counts are of the time since `counted_since`, which is the rollout's
+    beginning or the server's last start. `differences` has every label in the model's order.
+    """
+
+    version: int
+    canary_share: float
+    shadow_share: float
+    since: datetime | None
+    counted_since: datetime | None
+    active_calls: int
+    canary_calls: int
+    shadow_documents: int
+    shadow_dropped: int
+    differences: tuple[DecisionDifference, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,7 +348,7 @@ class Status:
     """The server at one moment.
 
     F1 is of the active version by label, on the gate split: of the labels forgotten, and of the others. Both are empty
-    without a corpus, and until it has been measured.
+    without a corpus, and until it has been measured. `rollout` is None if no staged version takes part in the traffic.
     """
 
     server_version: str
@@ -324,3 +366,5 @@ class Status:
     queued_jobs: int
     running_job: JobSummary | None
     last_job: JobSummary | None
+    staged_versions: tuple[int, ...] = ()
+    rollout: Rollout | None = None
