@@ -24,6 +24,8 @@ COMMANDS = {
     "unlearn": "ask a running server to forget labels, and watch it",
     "jobs": "list, show, watch or cancel unlearn jobs",
     "versions": "list the versions of a running server",
+    "rollout": "show or set a staged version's part in the traffic",
+    "promote": "make a staged version the active one",
     "rollback": "make an earlier version the active one",
     "corpus": "import and describe corpora",
     "bench": "measure serving beside its ceiling, and forgetting beside retraining",

@@ -63,13 +63,27 @@ def job_ids(context: click.Context, parameter: click.Parameter, incomplete: str)
 
 
 def versions(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Every version, with what it has forgotten."""
+    """Every version that can answer, with what it has forgotten."""
     return _offered(
         context,
         incomplete,
         lambda client: (
             (str(one.version), f"forgotten: {_words(one.forgotten) or 'none'}{' (active)' if one.active else ''}")
             for one in client.list_versions(timeout=SECONDS)
+            if not one.withdrawn
+        ),
+    )
+
+
+def staged_versions(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Versions that wait to be promoted, with what they have forgotten."""
+    return _offered(
+        context,
+        incomplete,
+        lambda client: (
+            (str(one.version), f"forgotten: {_words(one.forgotten) or 'none'}")
+            for one in client.list_versions(timeout=SECONDS)
+            if one.staged
         ),
     )
 

@@ -12,6 +12,7 @@ INTERRUPTED = 130
 
 OF_JOB = {
     JobState.SUCCEEDED: 0,
+    JobState.STAGED: 0,
     JobState.REJECTED: REJECTED,
     JobState.FAILED: FAILED,
     JobState.CANCELLED: CANCELLED,
@@ -19,7 +20,7 @@ OF_JOB = {
 
 HELP = """\b
 Exit codes:
-    0  done; of a job: it succeeded
+    0  done; of a job: it succeeded, or is staged
     1  an error, told in one line on standard error
     2  wrong usage
     3  the job was rejected by a gate

@@ -7,7 +7,7 @@ from amnestic_server.cli import render
 from amnestic_server.cli.completion import job_ids
 from amnestic_server.cli.connection import Connection, connected
 from amnestic_server.cli.progress import quiet_option
-from amnestic_server.cli.sections import Sectioned
+from amnestic_server.cli.sections import DefaultGroup, Sectioned
 from amnestic_server.cli.watch import follow
 
 EXAMPLE = """\b
@@ -18,18 +18,7 @@ Examples:
 """
 
 
-class ListByDefault(click.Group):
-    """`jobs` alone, or with options only, is `jobs list`."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        asks_help = bool(args) and args[0] in ctx.help_option_names
-        completes = not args and ctx.resilient_parsing
-        if not asks_help and not completes and (not args or args[0].startswith("-")):
-            args = ["list", *args]
-        return super().parse_args(ctx, args)
-
-
-@click.group(cls=ListByDefault, epilog=EXAMPLE)
+@click.group(cls=DefaultGroup, default="list", epilog=EXAMPLE)
 def command() -> None:
     """List, show, watch or cancel unlearn jobs. Without a subcommand: list them."""
 
@@ -61,7 +50,7 @@ def show(connection: Connection, job_id: str) -> None:
 @quiet_option
 @connected
 def watch(connection: Connection, job_id: str, quiet: bool) -> None:
-    """Watch one job until it has ended. With --json: one object a line, the last is the final job."""
+    """Watch one job until it has ended or is staged. With --json: one object a line, the last is the final job."""
     follow(connection, job_id, quiet=quiet)
 
 
@@ -69,7 +58,7 @@ def watch(connection: Connection, job_id: str, quiet: bool) -> None:
 @click.argument("job_id", metavar="ID", shell_complete=job_ids)
 @connected
 def cancel(connection: Connection, job_id: str) -> None:
-    """Stop a job that has not begun to activate."""
+    """Stop a job that has not begun to activate, or withdraw the version of one that is staged."""
     _print(connection, connection.client.cancel_job(job_id, timeout=connection.timeout))
 
 

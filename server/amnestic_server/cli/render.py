@@ -28,6 +28,7 @@ STATE_STYLES = {
     JobState.REJECTED: "yellow",
     JobState.FAILED: "red",
     JobState.CANCELLED: "dim",
+    JobState.STAGED: "magenta",
 }
 
 
@@ -95,7 +96,7 @@ def print_versions(versions: Sequence[Version]) -> None:
     """A row a version; F1 on the gate split, as a mean over the labels forgotten and over the others."""
     columns = (
         Column("version", right=True),
-        Column("active"),
+        Column("state"),
         Column("forgotten", words=True),
         Column("F1 forgotten", right=True, drop=2),
         Column("F1 others", right=True, drop=3),
@@ -108,7 +109,7 @@ def print_versions(versions: Sequence[Version]) -> None:
         rows.append(
             (
                 str(version.version),
-                Text("active", style="green") if version.active else "",
+                _version_state(version),
                 names(version.forgotten),
                 mean(forgotten),
                 mean(others),
@@ -120,6 +121,12 @@ def print_versions(versions: Sequence[Version]) -> None:
         Fitted(columns, rows),
         *(f"version {one.version} relaxed its gates: {names(one.relaxed_gates)}" for one in relaxed),
     )
+
+
+def _version_state(version: Version) -> Text:
+    if version.active:
+        return Text("active", style="green")
+    return Text("staged" if version.staged else "withdrawn" if version.withdrawn else "", style="magenta")
 
 
 def names(labels: Iterable[str]) -> str:
@@ -225,6 +232,13 @@ def _outcome(job: Job) -> str:
             return f"version {job.version} is served, swapped in {job.swap_seconds * 1000:.1f} ms"
         case JobState.REJECTED:
             return "a gate failed: the served version is as it was"
+        case JobState.STAGED:
+            return (
+                f"version {job.version} is staged. Next: amnestic rollout set --shadow 1, amnestic promote"
+                f" {job.version}, or amnestic jobs cancel {job.job_id}"
+            )
+        case JobState.FAILED | JobState.CANCELLED if job.stage and job.version:
+            return f"version {job.version} is withdrawn: the served version is as it was"
         case JobState.FAILED | JobState.CANCELLED:
             return "the served version is as it was"
     return "not ended"

@@ -28,6 +28,21 @@ def place(title: str, parameters: Iterable[click.Parameter]) -> None:
         one.section = title  # type: ignore[attr-defined]
 
 
+class DefaultGroup(click.Group):
+    """A group that alone, or with options only, is its default subcommand."""
+
+    def __init__(self, *args: Any, default: str, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._default = default
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        asks_help = bool(args) and args[0] in ctx.help_option_names
+        completes = not args and ctx.resilient_parsing
+        if not asks_help and not completes and (not args or args[0].startswith("-")):
+            args = [self._default, *args]
+        return super().parse_args(ctx, args)
+
+
 class Sectioned(click.Command):
     """A command that shows its options by section: those without one first, then the sections as they come."""
 

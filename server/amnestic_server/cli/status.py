@@ -97,6 +97,8 @@ def _facts(status: Status, server: str) -> Iterator[tuple[str, Cell]]:
     yield "server", Text.assemble(state, f" at {server}, up {duration(status.uptime_seconds)}; {status.server_version}")
     yield "model", f"{status.model} ({status.architecture}, {status.precision}) on {status.provider}"
     yield "version", f"{status.active_version}; forgotten: {render.names(status.forgotten)}"
+    if status.staged_versions:
+        yield "staged", _staged(status)
     yield "F1", _quality(status)
     load = status.load
     yield "open", f"{load.open_documents:,} of {load.max_open_documents:,} documents"
@@ -107,6 +109,14 @@ def _facts(status: Status, server: str) -> Iterator[tuple[str, Cell]]:
     yield _window(load.window_seconds), _traffic(load)
     yield "running job", _running(status)
     yield "last job", "none" if status.last_job is None else _ended(status.last_job)
+
+
+def _staged(status: Status) -> str:
+    versions = ", ".join(map(str, status.staged_versions))
+    rollout = status.rollout
+    if rollout is None:
+        return versions
+    return f"{versions}; version {rollout.version}: canary {rollout.canary_share:g}, shadow {rollout.shadow_share:g}"
 
 
 def _quality(status: Status) -> str:

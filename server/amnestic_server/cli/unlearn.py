@@ -14,7 +14,7 @@ from amnestic_server.cli.sections import Sectioned
 from amnestic_server.cli.watch import follow
 
 EXAMPLE = """\b
-Exit codes: 0 succeeded, 1 error, 2 usage, 3 rejected by a gate, 4 failed,
+Exit codes: 0 succeeded or staged, 1 error, 2 usage, 3 rejected by a gate, 4 failed,
 5 cancelled, 6 the server is away, 130 watching was stopped with Ctrl-C (the
 job goes on).
 
@@ -22,6 +22,7 @@ job goes on).
 Examples:
   amnestic unlearn endocrine --reason "consent withdrawn, ticket 17"
   amnestic unlearn endocrine --dry-run --preset paper --epochs 8
+  amnestic unlearn endocrine --stage
   amnestic unlearn endocrine --detach --json
 """
 
@@ -30,6 +31,11 @@ Examples:
 @click.argument("labels", metavar="LABEL...", nargs=-1, required=True, shell_complete=complete_labels)
 @click.option("--request-id", help="Id of your own: asking again with it does not start a second job.")
 @click.option("--dry-run", is_flag=True, help="Train and measure, but leave the served version as it is.")
+@click.option(
+    "--stage",
+    is_flag=True,
+    help="Keep the version that passes its gates beside the active one, until it is promoted or the job cancelled.",
+)
 @click.option("--reason", default="", help="Why, for the record. Must not hold patient data.")
 @method_options
 @gate_options
@@ -42,6 +48,7 @@ def command(
     labels: tuple[str, ...],
     request_id: str | None,
     dry_run: bool,
+    stage: bool,
     reason: str,
     detach: bool,
     quiet: bool,
@@ -56,6 +63,7 @@ def command(
         labels,
         request_id=request_id,
         dry_run=dry_run,
+        stage=stage,
         method=chosen(Method, settings),
         gates=chosen(GateLimits, settings),
         reason=reason,

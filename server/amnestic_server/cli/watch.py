@@ -48,7 +48,7 @@ def stage(job: Job | JobSummary) -> str:
 
 
 def follow(connection: Connection, job_id: str, *, quiet: bool) -> None:
-    """Watch a job to its end, show it, and exit with the code of its final state.
+    """Watch a job to its end, or until it is staged, show it, and exit with the code of that state.
 
     Ctrl-C ends the watching alone, and says how to end the job.
     """
@@ -60,6 +60,8 @@ def follow(connection: Connection, job_id: str, *, quiet: bool) -> None:
                     render.print_json(job)
                 else:
                     view.update(job)
+                if job.state.rests:
+                    break
     except KeyboardInterrupt:
         click.echo(f"Stopped watching; job {job_id} goes on. To stop it: amnestic jobs cancel {job_id}", err=True)
         raise click.exceptions.Exit(exits.INTERRUPTED) from None
