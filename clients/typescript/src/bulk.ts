@@ -72,12 +72,12 @@ export async function* predictMany(
 /** One batch's answers. A batch that a full server turns away is sent again when the server says, within its time. */
 async function send(predict: Predict, batch: Batch, options: Bulk): Promise<Answer[]> {
   const deadline = Date.now() + options.timeoutMs;
-  const { includeFeatures, signal } = options;
+  const { routingKey, includeFeatures, signal } = options;
   const { version } = await options.plan;
   for (;;) {
     try {
       const timeoutMs = deadline - Date.now();
-      const result = await predict(batch.texts, { version, includeFeatures, signal, timeoutMs });
+      const result = await predict(batch.texts, { version, routingKey, includeFeatures, signal, timeoutMs });
       return result.predictions.map((prediction, position) => ({
         ...prediction,
         index: batch.start + position,

@@ -18,6 +18,8 @@ import type {
   PredictManyOptions,
   PredictOptions,
   PredictResult,
+  Rollout,
+  RolloutOptions,
   Status,
   UnlearnOptions,
   Version,
@@ -103,9 +105,9 @@ export class AmnesticClient {
     return watchJob(this.#transport, jobId, options);
   }
 
-  /** Watch the job until it has ended, whatever the end, and return it so. */
+  /** Watch the job until it has ended, whatever the end, or is staged, and return it so. */
   async waitForJob(jobId: string, options: CallOptions = {}): Promise<Job> {
-    for await (const job of this.watchJob(jobId, options)) if (job.ended) return job;
+    for await (const job of this.watchJob(jobId, options)) if (job.ended || job.state === "STAGED") return job;
     throw new Unavailable("the watch ended before the job");
   }
 
@@ -122,7 +124,7 @@ export class AmnesticClient {
     return (await this.#unary(listJobs, request, options)).jobs.map(convert.job);
   }
 
-  /** Stop a job; rejects with FailedPrecondition once it has begun to activate. */
+  /** Stop a job, or withdraw a staged one's version; rejects with FailedPrecondition once it has begun to activate. */
   async cancelJob(jobId: string, options: CallOptions = {}): Promise<Job> {
     const { cancelJob } = UnlearningService.method;
     const request = convert.request(cancelJob.input, { jobId });
@@ -140,6 +142,27 @@ export class AmnesticClient {
     const { rollback } = UnlearningService.method;
     const request = convert.request(rollback.input, { version, reason });
     return convert.version((await this.#unary(rollback, request, options)).version);
+  }
+
+  /** Make a staged version the active one; answers when no call to the version before is in flight. */
+  async promote(version: number, options: CallOptions = {}): Promise<Version> {
+    const { promoteVersion } = UnlearningService.method;
+    const request = convert.request(promoteVersion.input, { version });
+    return convert.version((await this.#unary(promoteVersion, request, options)).version);
+  }
+
+  /** Give a staged version its shares of the traffic, 0 to 1. */
+  async setRollout(options: RolloutOptions): Promise<Rollout> {
+    const { setRollout } = UnlearningService.method;
+    const { version, canaryShare, shadowShare } = options;
+    const request = convert.request(setRollout.input, { version, canaryShare, shadowShare });
+    return convert.rollout((await this.#unary(setRollout, request, options)).rollout);
+  }
+
+  /** The staged version that takes part in the traffic, with what it has told; undefined if none does. */
+  async rollout(options: CallOptions = {}): Promise<Rollout | undefined> {
+    const { rollout } = await this.#unary(UnlearningService.method.getRollout, {}, options);
+    return rollout && convert.rollout(rollout);
   }
 
   /** Ask the standard health service once; false if the server is away, warming up or draining. */

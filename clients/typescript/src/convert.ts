@@ -33,8 +33,8 @@ export function predictRequest(
   documents.forEach((text, index) => {
     checkText(text, `document ${index + 1}`, `documents[${index}]`);
   });
-  const { version, includeFeatures } = options;
-  return { ...request(prediction.PredictRequestSchema, { version, includeFeatures }), documents };
+  const { version, routingKey, includeFeatures } = options;
+  return { ...request(prediction.PredictRequestSchema, { version, routingKey, includeFeatures }), documents };
 }
 
 export function unlearnRequest(
@@ -45,8 +45,8 @@ export function unlearnRequest(
   names.forEach((name, index) => {
     checkText(name, "a label", `labels[${index}]`);
   });
-  const { requestId = randomUUID(), dryRun, reason, method, gates } = options;
-  const message = { ...request(unlearning.UnlearnRequestSchema, { requestId, dryRun, reason }), labels: names };
+  const { requestId = randomUUID(), dryRun, stage, reason, method, gates } = options;
+  const message = { ...request(unlearning.UnlearnRequestSchema, { requestId, dryRun, stage, reason }), labels: names };
   if (method) message.method = request(unlearning.MethodSchema, method, "method.");
   if (gates) message.gates = request(unlearning.GateLimitsSchema, gates, "gates.");
   return message;
@@ -98,6 +98,8 @@ export function status(response: prediction.GetStatusResponse): types.Status {
     load: { ...plain(load), p50Seconds: load.p50Seconds, p99Seconds: load.p99Seconds },
     runningJob: response.runningJob && summaryOf(response.runningJob),
     lastJob: response.lastJob && summaryOf(response.lastJob),
+    stagedVersions: response.stagedVersions.map(Number),
+    rollout: response.rollout && rollout(response.rollout),
   };
 }
 
@@ -124,6 +126,21 @@ export function version(message: unlearning.Version | undefined): types.Version 
     jobId: message.jobId || undefined,
     patchDigest: message.patchDigest || undefined,
     createdAt: dateOf(message.createdAt),
+  };
+}
+
+export function rollout(message: unlearning.Rollout | undefined): types.Rollout {
+  if (!message) throw new Internal("the server answered without the rollout");
+  return {
+    ...plain(message),
+    version: Number(message.version),
+    since: dateOf(message.since),
+    countedSince: dateOf(message.countedSince),
+    activeCalls: Number(message.activeCalls),
+    canaryCalls: Number(message.canaryCalls),
+    shadowDocuments: Number(message.shadowDocuments),
+    shadowDropped: Number(message.shadowDropped),
+    differences: message.differences.map((one) => ({ ...plain(one), documents: Number(one.documents) })),
   };
 }
 

@@ -131,6 +131,10 @@ export interface Status {
   readonly runningJob: JobSummary | undefined;
   /** The one that ended last, whatever the end. */
   readonly lastJob: JobSummary | undefined;
+  /** Versions that wait to be promoted. */
+  readonly stagedVersions: readonly number[];
+  /** Undefined if no staged version takes part in the traffic. */
+  readonly rollout: Rollout | undefined;
 }
 
 /**
@@ -171,7 +175,16 @@ export interface GateLimits {
 
 /** Where a job is in its life. UNSPECIFIED also stands for a state newer than this client. */
 export type JobState =
-  "UNSPECIFIED" | "QUEUED" | "RUNNING" | "GATING" | "ACTIVATING" | "SUCCEEDED" | "REJECTED" | "FAILED" | "CANCELLED";
+  | "UNSPECIFIED"
+  | "QUEUED"
+  | "RUNNING"
+  | "GATING"
+  | "STAGED"
+  | "ACTIVATING"
+  | "SUCCEEDED"
+  | "REJECTED"
+  | "FAILED"
+  | "CANCELLED";
 
 /** What the worker is doing: `step` of `steps` counts over all epochs. */
 export interface Progress {
@@ -217,6 +230,8 @@ export interface Job {
   /** All labels that the resulting version forgets. */
   readonly forgotten: readonly string[];
   readonly dryRun: boolean;
+  /** True if the version was to be staged. */
+  readonly stage: boolean;
   readonly reason: string;
   readonly method: Method;
   readonly gateLimits: GateLimits;
@@ -252,6 +267,37 @@ export interface Version {
   readonly f1: Readonly<Record<string, number>>;
   /** The limits that the job behind it had relaxed. */
   readonly relaxedGates: readonly string[];
+  /** True while it waits to be promoted. */
+  readonly staged: boolean;
+  /** True if it was staged and was given up. */
+  readonly withdrawn: boolean;
+}
+
+/** The documents compared on which a staged version decides otherwise on a label than the active one. */
+export interface DecisionDifference {
+  readonly label: string;
+  /** True if the staged version has forgotten it: there a difference is expected. */
+  readonly forgotten: boolean;
+  readonly documents: number;
+}
+
+/** A staged version's part in the traffic and what it has told, of calls that named no version. */
+export interface Rollout {
+  readonly version: number;
+  /** Share of the calls that it answers in place of the active version, 0 to 1. */
+  readonly canaryShare: number;
+  /** Share of the documents that it answers again, to be compared, 0 to 1. */
+  readonly shadowShare: number;
+  /** When the shares became what they are. */
+  readonly since: Date | undefined;
+  /** When the counts began: with the rollout, or with the server's last start. */
+  readonly countedSince: Date | undefined;
+  readonly activeCalls: number;
+  readonly canaryCalls: number;
+  readonly shadowDocuments: number;
+  readonly shadowDropped: number;
+  /** Every label, in the model's order. */
+  readonly differences: readonly DecisionDifference[];
 }
 
 /** A field of the request at fault, by its path, such as `documents[1]`. */
@@ -288,6 +334,8 @@ export interface CallOptions {
 export interface PredictOptions extends CallOptions {
   /** The version that must answer, in place of the active one. */
   readonly version?: number | undefined;
+  /** In a rollout, calls with the same key are all answered by the active version or all by the staged one. */
+  readonly routingKey?: string | undefined;
   /** Also return the inputs of the classification head. */
   readonly includeFeatures?: boolean | undefined;
 }
@@ -312,10 +360,20 @@ export interface UnlearnOptions extends CallOptions {
   readonly requestId?: string | undefined;
   /** Train and measure, but leave the served version as it is. */
   readonly dryRun?: boolean | undefined;
+  /** Keep the version beside the active one until `promote`, or `cancelJob`. */
+  readonly stage?: boolean | undefined;
   readonly method?: Method | undefined;
   readonly gates?: GateLimits | undefined;
   /** Why, for the record. Must not hold patient data. */
   readonly reason?: string | undefined;
+}
+
+export interface RolloutOptions extends CallOptions {
+  /** The staged version; without it the one that has a rollout, or else the only one. */
+  readonly version?: number | undefined;
+  /** What is undefined stays as it is, 0 at first. */
+  readonly canaryShare?: number | undefined;
+  readonly shadowShare?: number | undefined;
 }
 
 export interface ListJobsOptions extends CallOptions {

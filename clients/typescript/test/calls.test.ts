@@ -198,6 +198,7 @@ test("a job is read in full", async (t) => {
     state: "SUCCEEDED",
     ended: true,
     dryRun: false,
+    stage: false,
     method: { preset: "paper", k: 256, distilWeight: 0, seed: 7 },
     progress: { ...FINISHED.progress, secondsLeft: 0 },
     gates: [FINISHED.gates[0], { name: "encoder_unchanged", label: undefined, value: 0, limit: 0, passed: true }],
@@ -252,6 +253,7 @@ test("unlearn sends only the settings given", async (t) => {
       labels: ["endocrine", "renal"],
       requestId: "mine",
       dryRun: true,
+      stage: false,
       reason: "ticket",
       method: { $typeName: "amnestic.v1.Method", preset: "paper", k: 0, headLr: 0.5, seed: "18446744073709551615n" },
       gates: { $typeName: "amnestic.v1.GateLimits", retainF1DropMax: 1 },
@@ -302,7 +304,14 @@ test("versions, rollback and cancelling", async (t) => {
   server.script("Rollback", { version: { version: 1n } });
   server.script("CancelJob", { job: { jobId: "a", state: JobState.CANCELLED } });
   const client = clientOf(t, server.target);
-  const none = { jobId: undefined, patchDigest: undefined, createdAt: undefined, relaxedGates: [] };
+  const none = {
+    jobId: undefined,
+    patchDigest: undefined,
+    createdAt: undefined,
+    relaxedGates: [],
+    staged: false,
+    withdrawn: false,
+  };
   assert.deepEqual(await client.listVersions(), [
     { ...none, version: 1, active: false, forgotten: [], f1: {} },
     { ...none, ...second, version: 2 },
@@ -311,6 +320,66 @@ test("versions, rollback and cancelling", async (t) => {
   const { version, reason } = server.asked("Rollback")[0] ?? {};
   assert.deepEqual([version, reason], [1n, "why"]);
   assert.equal((await client.cancelJob("a")).state, "CANCELLED");
+});
+
+test("a version is staged, rolled out and promoted", async (t) => {
+  const server = await FakeServer.start(t);
+  const staged = { jobId: "a", state: JobState.STAGED, stage: true, version: 3n };
+  const since = { seconds: 1_772_366_400n, nanos: 0 };
+  const rollout = {
+    version: 3n,
+    canaryShare: 0.05,
+    since,
+    activeCalls: 95n,
+    canaryCalls: 5n,
+    shadowDocuments: 40n,
+    differences: [{ label: "renal", forgotten: true, documents: 7n }],
+  };
+  server.script("Unlearn", { job: staged });
+  server.script("WatchJob", [{ job: { ...staged, state: JobState.GATING } }, { job: staged }, { job: FINISHED }]);
+  server.script("SetRollout", { rollout });
+  server.script("GetRollout", { rollout }, {});
+  server.script("PromoteVersion", { version: { version: 3n, active: true } });
+  const client = clientOf(t, server.target);
+
+  await client.unlearn("renal", { stage: true });
+  assert.equal(server.asked("Unlearn")[0]?.["stage"], true);
+  const job = await client.waitForJob("a");
+  assert.deepEqual([job.state, job.ended, job.stage, job.version], ["STAGED", false, true, 3]);
+  const told = {
+    version: 3,
+    canaryShare: 0.05,
+    shadowShare: 0,
+    since: new Date("2026-03-01T12:00:00Z"),
+    countedSince: undefined,
+    activeCalls: 95,
+    canaryCalls: 5,
+    shadowDocuments: 40,
+    shadowDropped: 0,
+    differences: [{ label: "renal", forgotten: true, documents: 7 }],
+  };
+  assert.deepEqual(await client.setRollout({ canaryShare: 0 }), told);
+  const { version, canaryShare, shadowShare } = server.asked("SetRollout")[0] ?? {};
+  assert.deepEqual([version, canaryShare, shadowShare], [0n, 0, undefined], "what is left out is not sent as 0");
+  assert.deepEqual(await client.rollout(), told);
+  assert.equal(await client.rollout(), undefined);
+  assert.deepEqual((await client.promote(3)).active, true);
+  assert.equal(server.asked("PromoteVersion")[0]?.["version"], 3n);
+});
+
+test("a routing key goes with every call", async (t) => {
+  const server = await FakeServer.start(t);
+  server.script("GetModel", { maxDocuments: 1 });
+  server.script("Predict", { version: 2n, predictions: [{}] });
+  const client = clientOf(t, server.target);
+  await client.predict("a", { routingKey: "patient 17" });
+  for await (const answer of client.predictMany(["b", "c"], { routingKey: "patient 17" })) {
+    assert.equal(answer.version, 2);
+  }
+  assert.deepEqual(
+    server.asked("Predict").map((request) => request["routingKey"]),
+    Array(3).fill("patient 17"),
+  );
 });
 
 test("a missing answer is an error, not an empty one", async (t) => {

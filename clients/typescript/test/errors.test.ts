@@ -83,10 +83,13 @@ const REPEATABLE: [string, CallOf, object][] = [
   ["GetJob", (client, options) => client.getJob("a", options), { job: {} }],
   ["ListJobs", (client, options) => client.listJobs(options), {}],
   ["ListVersions", (client, options) => client.listVersions(options), {}],
+  ["GetRollout", (client, options) => client.rollout(options), {}],
 ];
 const ONCE: [string, CallOf, object][] = [
   ["CancelJob", (client, options) => client.cancelJob("a", options), { job: {} }],
   ["Rollback", (client, options) => client.rollback(1, "why", options), { version: {} }],
+  ["PromoteVersion", (client, options) => client.promote(2, options), { version: {} }],
+  ["SetRollout", (client, options) => client.setRollout({ version: 2, ...options }), { rollout: {} }],
 ];
 
 for (const [method, call, answer] of REPEATABLE) {
@@ -158,7 +161,7 @@ for (const [method, call, answer] of [...REPEATABLE, ...ONCE]) {
     await call(clientOf(t, server.target));
     await call(clientOf(t, server.target, { timeoutMs: 3000 }));
     await call(clientOf(t, server.target, { timeoutMs: 3000 }), { timeoutMs: 5000 });
-    const wanted = [method === "Rollback" ? 60 : 10, 3, 5];
+    const wanted = [["Rollback", "PromoteVersion"].includes(method) ? 60 : 10, 3, 5];
     seconds.forEach((left, index) => {
       const limit = wanted[index] ?? NaN;
       assert.ok(limit - 2 < left && left <= limit + 0.1, `${left} of ${limit} s`);

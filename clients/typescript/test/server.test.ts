@@ -200,6 +200,25 @@ describe("a real server", { skip }, () => {
     assert.equal((await client.predict("text")).version, 1);
   });
 
+  test("a staged version answers its share, and is promoted", async () => {
+    const asked = await client.unlearn(FORGOTTEN, { stage: true, method, gates });
+    const job = await client.waitForJob(asked.jobId, { timeoutMs: 120_000 });
+    assert.deepEqual([job.state, job.version], ["STAGED", 3]);
+    assert.equal((await client.predict("text", { routingKey: "patient 17" })).version, 1);
+    await assert.rejects(client.setRollout({ canaryShare: 1.5 }), {
+      name: "InvalidArgument",
+      fieldViolations: [{ field: "canary_share", description: "the canary share must be from 0 to 1" }],
+    });
+    const rollout = await client.setRollout({ canaryShare: 1, shadowShare: 0.5 });
+    assert.deepEqual([rollout.version, rollout.canaryShare, rollout.shadowShare], [3, 1, 0.5]);
+    assert.equal((await client.predict("text", { routingKey: "patient 17" })).version, 3);
+    assert.equal((await client.rollout())?.canaryCalls, 1);
+    assert.deepEqual((await client.status()).stagedVersions, [3]);
+    assert.equal((await client.promote(3)).active, true);
+    assert.equal((await client.getJob(job.jobId)).state, "SUCCEEDED");
+    assert.equal(await client.rollout(), undefined);
+  });
+
   test(
     "it is reached by a Unix domain socket",
     { skip: !process.env["AMNESTIC_TEST_UDS"] && "it serves none" },

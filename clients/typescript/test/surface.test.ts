@@ -51,8 +51,10 @@ export const COMPLETE: [
   Complete<keyof unlearning.Gate, keyof amnestic.Gate>,
   Complete<keyof unlearning.ChangeReport, keyof amnestic.ChangeReport>,
   Complete<keyof unlearning.Version, keyof amnestic.Version>,
+  Complete<keyof unlearning.Rollout, keyof amnestic.Rollout>,
+  Complete<keyof unlearning.DecisionDifference, keyof amnestic.DecisionDifference>,
   Complete<keyof typeof unlearning.JobState, amnestic.JobState>,
-] = [true, true, true, true, true, true, true, true, true, true, true, true, true, true, true, true, true];
+] = [true, true, true, true, true, true, true, true, true, true, true, true, true, true, true, true, true, true, true];
 
 test("the public names", () => {
   assert.deepEqual(Object.keys(amnestic).sort(), NAMES);
@@ -61,7 +63,12 @@ test("the public names", () => {
 const METHODS = [...prediction.PredictionService.methods, ...unlearning.UnlearningService.methods];
 
 test("the client has every method of both services", () => {
-  const theirs = METHODS.map(({ localName }) => (localName === "getStatus" ? "status" : localName));
+  const named = new Map([
+    ["getStatus", "status"],
+    ["getRollout", "rollout"],
+    ["promoteVersion", "promote"],
+  ]);
+  const theirs = METHODS.map(({ localName }) => named.get(localName) ?? localName);
   const ours = Object.getOwnPropertyNames(amnestic.AmnesticClient.prototype);
   assert.deepEqual(
     theirs.filter((name) => !ours.includes(name)),
