@@ -17,7 +17,12 @@ Complete = Callable[..., list[str]]
 def complete(server: Any, finished_job: Any) -> Complete:
     """What follows `amnestic WORDS`; the last word is the one to complete."""
     labels = [prediction_pb2.Label(name=name, forgotten=name == "endocrine") for name in ("renal", "endocrine", "skin")]
-    versions = [unlearning_pb2.Version(version=1), unlearning_pb2.Version(version=2, forgotten=["endocrine"])]
+    versions = [
+        unlearning_pb2.Version(version=1),
+        unlearning_pb2.Version(version=2, forgotten=["endocrine"]),
+        unlearning_pb2.Version(version=3, withdrawn=True),
+        unlearning_pb2.Version(version=4, staged=True),
+    ]
     server.script("GetModel", prediction_pb2.GetModelResponse(labels=labels))
     server.script("ListJobs", unlearning_pb2.ListJobsResponse(jobs=[finished_job]))
     server.script("ListVersions", unlearning_pb2.ListVersionsResponse(versions=versions))
@@ -57,8 +62,9 @@ def test_what_the_server_knows(complete: Complete, finished_job: Any) -> None:
     assert complete("unlearn", "renal", "") == ["skin"]
     assert complete("unlearn", "re") == ["renal"]
     assert complete("jobs", "show", "") == [finished_job.job_id]
-    assert complete("rollback", "") == ["1", "2"]
-    assert complete("predict", "--version", "") == ["1", "2"]
+    assert complete("rollback", "") == ["1", "2", "4"]
+    assert complete("promote", "") == complete("rollout", "set", "--version", "") == ["4"]
+    assert complete("predict", "--version", "") == ["1", "2", "4"]
 
 
 def test_without_a_server_nothing_is_offered_and_soon(complete: Complete, server: Any) -> None:

@@ -10,7 +10,19 @@ from client.commands import Run, abort, fits
 from amnestic.v1 import unlearning_pb2
 
 COMMANDS = [["predict"], ["unlearn"], ["jobs"], ["jobs", "list"], ["jobs", "show"], ["jobs", "watch"]]
-COMMANDS += [["jobs", "cancel"], ["versions"], ["rollback"], ["status"], ["completion"], ["serve"], ["demo"]]
+COMMANDS += [
+    ["rollout"],
+    ["rollout", "show"],
+    ["rollout", "set"],
+    ["jobs", "cancel"],
+    ["versions"],
+    ["rollback"],
+    ["promote"],
+    ["status"],
+    ["completion"],
+    ["serve"],
+    ["demo"],
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

@@ -23,6 +23,8 @@ JSON = PAGE.partition("## JSON")[2]
         "Gate",
         "ChangeReport",
         "Version",
+        "Rollout",
+        "DecisionDifference",
         "PredictResult",
         "Prediction",
         "LabelScore",

@@ -103,6 +103,7 @@ def test_an_error_that_tells_programs_nothing(call: Call, server: Any, data: byt
         ("get_job", "GetJob", ("a",), unlearning_pb2.GetJobResponse()),
         ("list_jobs", "ListJobs", (), unlearning_pb2.ListJobsResponse()),
         ("list_versions", "ListVersions", (), unlearning_pb2.ListVersionsResponse()),
+        ("rollout", "GetRollout", (), unlearning_pb2.GetRolloutResponse()),
     ],
 )
 def test_what_is_safe_to_repeat_is_retried(
@@ -116,7 +117,13 @@ def test_what_is_safe_to_repeat_is_retried(
 
 
 @pytest.mark.parametrize(
-    ("method", "rpc", "arguments"), [("cancel_job", "CancelJob", ("a",)), ("rollback", "Rollback", (1, "why"))]
+    ("method", "rpc", "arguments"),
+    [
+        ("cancel_job", "CancelJob", ("a",)),
+        ("rollback", "Rollback", (1, "why")),
+        ("promote", "PromoteVersion", (2,)),
+        ("set_rollout", "SetRollout", (2,)),
+    ],
 )
 def test_what_is_not_safe_to_repeat_is_not(
     call: Call, server: Any, method: str, rpc: str, arguments: tuple[Any, ...]

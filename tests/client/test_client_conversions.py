@@ -10,6 +10,7 @@ import pytest
 from amnestic.v1 import prediction_pb2, unlearning_pb2
 from amnestic_client import (
     ChangeReport,
+    DecisionDifference,
     Gate,
     GateLimits,
     InvalidArgument,
@@ -19,6 +20,7 @@ from amnestic_client import (
     Load,
     Method,
     Progress,
+    Rollout,
     ServerState,
     Version,
 )
@@ -46,6 +48,45 @@ def test_one_string_is_one_document_for_the_active_version(call: Call, server: A
     server.script("Predict", prediction)
     call("predict", "only one")
     assert server.asked("Predict")[0] == prediction_pb2.PredictRequest(documents=["only one"])
+
+
+def test_a_routing_key_is_sent_and_checked(call: Call, server: Any, prediction: Any) -> None:
+    server.script("Predict", prediction)
+    call("predict", "only one", routing_key="patient 17")
+    assert server.asked("Predict")[0] == prediction_pb2.PredictRequest(documents=["only one"], routing_key="patient 17")
+    with pytest.raises(InvalidArgument, match="routing_key is not valid Unicode"):
+        call("predict", "only one", routing_key="\ud800")
+
+
+def test_a_rollout_is_read_in_full_and_only_what_is_given_is_sent(call: Call, server: Any) -> None:
+    difference = unlearning_pb2.DecisionDifference(label="renal", forgotten=True, documents=7)
+    message = unlearning_pb2.Rollout(version=3, canary_share=0.5, active_calls=4, differences=[difference])
+    message.since.FromJsonString("2026-03-01T12:00:00Z")
+    server.script("GetRollout", unlearning_pb2.GetRolloutResponse(rollout=message))
+    server.script("SetRollout", unlearning_pb2.SetRolloutResponse(rollout=message))
+    expected = Rollout(
+        version=3,
+        canary_share=0.5,
+        shadow_share=0.0,
+        since=datetime(2026, 3, 1, 12, tzinfo=UTC),
+        counted_since=None,
+        active_calls=4,
+        canary_calls=0,
+        shadow_documents=0,
+        shadow_dropped=0,
+        differences=(DecisionDifference("renal", True, 7),),
+    )
+    assert call("rollout") == call("set_rollout", shadow_share=0.0) == expected
+    assert server.asked("SetRollout") == [unlearning_pb2.SetRolloutRequest(shadow_share=0.0)]
+    server.script("GetRollout", unlearning_pb2.GetRolloutResponse())
+    assert call("rollout") is None
+
+
+def test_a_version_is_promoted(call: Call, server: Any) -> None:
+    message = unlearning_pb2.Version(version=3, active=True)
+    server.script("PromoteVersion", unlearning_pb2.PromoteVersionResponse(version=message))
+    assert call("promote", 3).active
+    assert server.asked("PromoteVersion") == [unlearning_pb2.PromoteVersionRequest(version=3)]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2, status_pb2
 
 from amnestic.v1 import prediction_pb2
 from amnestic_client import (
@@ -132,6 +133,24 @@ def test_a_run_may_be_pinned(call: Call, server: Any) -> None:
     assert [one.version for one in call("predict_many", numbers(3), version=2, **run)] == [2, 2, 2]
     assert [one.version for one in call("predict_many", numbers(3), pin=True, **run)] == [3, 3, 3]
     assert [one.version for one in call("predict_many", numbers(3), pin=True, version=2, **run)] == [2, 2, 2]
+
+
+def test_a_routing_key_goes_with_every_call_and_its_error_is_no_document_s(call: Call, server: Any) -> None:
+    def refuse(request: Any, context: grpc.ServicerContext) -> None:
+        violation = error_details_pb2.BadRequest.FieldViolation(field="routing_key", description="too long")
+        status = status_pb2.Status(code=3, message="too long")
+        status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
+        context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, "too long")
+
+    server.script("GetModel", MODEL)
+    server.script("Predict", echo)
+    list(call("predict_many", numbers(4), batch_size=2, routing_key="patient 17"))
+    assert [request.routing_key for request in server.asked("Predict")] == ["patient 17"] * 2
+    server.script("Predict", refuse)
+    with pytest.raises(InvalidArgument, match="too long"):
+        call("predict_many", numbers(4), on_error="return", routing_key="k")
+    assert len(server.asked("Predict")) == 3
 
 
 @pytest.mark.parametrize("text", ["document {} is empty", "the call was refused"])

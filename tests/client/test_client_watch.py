@@ -57,6 +57,12 @@ def test_waiting_returns_the_job_at_its_end(call: Call, server: Any, state: JobS
     assert (job.state, job.progress.step) == (state, 3)
 
 
+def test_waiting_returns_a_staged_job_and_watching_goes_on(call: Call, server: Any) -> None:
+    server.script("WatchJob", [answer(JobState.GATING), answer(JobState.STAGED), answer(JobState.SUCCEEDED)])
+    assert call("wait_for_job", "a").state is JobState.STAGED
+    assert [job.state for job in call("watch_job", "a")][1:] == [JobState.STAGED, JobState.SUCCEEDED]
+
+
 def test_a_broken_watch_is_taken_up_without_repetition(call: Call, server: Any) -> None:
     server.script(
         "WatchJob",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
-from amnestic_client import AmnesticError, Client, TlsError
+from amnestic_client import AmnesticError, Client, TlsError, Version
 from amnestic_client.settings import TARGET
 from amnestic_server.cli.connection import TLS_OPTIONS, tls_of
 
@@ -64,28 +64,28 @@ def job_ids(context: click.Context, parameter: click.Parameter, incomplete: str)
 
 def versions(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Every version that can answer, with what it has forgotten."""
-    return _offered(
-        context,
-        incomplete,
-        lambda client: (
-            (str(one.version), f"forgotten: {_words(one.forgotten) or 'none'}{' (active)' if one.active else ''}")
-            for one in client.list_versions(timeout=SECONDS)
-            if not one.withdrawn
-        ),
-    )
+    return _versions(context, incomplete, lambda one: not one.withdrawn)
 
 
 def staged_versions(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Versions that wait to be promoted, with what they have forgotten."""
+    """Those of them that wait to be promoted."""
+    return _versions(context, incomplete, lambda one: one.staged)
+
+
+def _versions(context: click.Context, incomplete: str, offers: Callable[[Version], bool]) -> list[CompletionItem]:
     return _offered(
         context,
         incomplete,
         lambda client: (
-            (str(one.version), f"forgotten: {_words(one.forgotten) or 'none'}")
+            (str(one.version), f"forgotten: {_words(one.forgotten) or 'none'}{_state(one)}")
             for one in client.list_versions(timeout=SECONDS)
-            if one.staged
+            if offers(one)
         ),
     )
+
+
+def _state(version: Version) -> str:
+    return " (active)" if version.active else " (staged)" if version.staged else ""
 
 
 def _words(labels: Iterable[str]) -> str:

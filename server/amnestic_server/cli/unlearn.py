@@ -14,9 +14,9 @@ from amnestic_server.cli.sections import Sectioned
 from amnestic_server.cli.watch import follow
 
 EXAMPLE = """\b
-Exit codes: 0 succeeded or staged, 1 error, 2 usage, 3 rejected by a gate, 4 failed,
-5 cancelled, 6 the server is away, 130 watching was stopped with Ctrl-C (the
-job goes on).
+Exit codes: 0 succeeded or staged, 1 error, 2 usage, 3 rejected by a gate,
+4 failed, 5 cancelled, 6 the server is away, 130 watching was stopped with
+Ctrl-C (the job goes on).
 
 \b
 Examples:
