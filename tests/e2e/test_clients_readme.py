@@ -40,7 +40,9 @@ def replaced(serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
             "127.0.0.1:8001": server.target,
             "127.0.0.1:8443": front,
             '"endocrine"': '"beta"',
+            '"renal"': '"alpha"',
             'method={"preset": "amnestic", "k": 128}': f"method={METHOD}, gates={GATES}",
+            "stage=True)": f"stage=True, method={METHOD}, gates={GATES})",
         }
 
 
@@ -55,9 +57,11 @@ def test_the_python_of_the_page_runs(
             code = code.replace(shown, here)
         exec(compile(code, README.name, "exec"), namespace)  # a page is one session, from top to bottom
         printed.append(capsys.readouterr().out)
-    first, versions, tasks, many, stream, table, tls = printed
+    first, staged, versions, tasks, many, stream, table, tls = printed
     assert "SUCCEEDED" in first
-    assert "2 True ('beta',)" in versions, "version 2 is active before the page rolls back"
+    assert staged.splitlines()[0] == "2", "the page's key is not among the first twentieth"
+    assert "Rollout(version=3, canary_share=0.05, shadow_share=1.0" in staged
+    assert "3 True ('alpha', 'beta')" in versions, "version 3 is active before the page rolls back"
     assert "[1, 1]" in tasks
     assert "SUCCEEDED" in tasks
     assert many.splitlines()[0].startswith("0 1 (")
