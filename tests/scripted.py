@@ -20,12 +20,13 @@ from amnestic_server.batcher import Batcher
 from amnestic_server.engine import Engine
 from amnestic_server.jobs import Jobs, JobView
 from amnestic_server.metrics import Metrics
+from amnestic_server.records import JobState
 from amnestic_server.request import UnlearnRequest
 from amnestic_server.settings import Settings
 from amnestic_server.shadow import Shadow
 from amnestic_server.snapshot import Snapshots, patched_snapshot
 from amnestic_server.staging import Staging
-from amnestic_server.store import JobState, Store
+from amnestic_server.store import Store
 from amnestic_server.tokenizer import DocumentTokenizer
 from amnestic_server.versions import Versions, load_snapshots
 from amnestic_unlearn import corpus as corpora

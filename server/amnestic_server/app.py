@@ -16,6 +16,7 @@ from amnestic.oip import open_inference_pb2, open_inference_pb2_grpc
 from amnestic.v1 import prediction_pb2, prediction_pb2_grpc, unlearning_pb2, unlearning_pb2_grpc
 from amnestic_server import bundle as bundles
 from amnestic_server import listening, otel, trace
+from amnestic_server.admission import LabelCounts
 from amnestic_server.batcher import Batcher
 from amnestic_server.bundle import Bundle
 from amnestic_server.call import BatchStats
@@ -24,7 +25,7 @@ from amnestic_server.engine import Engine, limit_library_threads
 from amnestic_server.errors import StartError
 from amnestic_server.evaluation import Evaluator, GateDocuments
 from amnestic_server.inference_stats import InferenceStats
-from amnestic_server.jobs import Jobs, LabelCounts
+from amnestic_server.jobs import Jobs
 from amnestic_server.metrics import Metrics
 from amnestic_server.oip.service import InferenceService
 from amnestic_server.prediction import Predictor

@@ -12,33 +12,29 @@ import shutil
 import time
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from amnestic_server import admission
 from amnestic_server import candidate as candidates
+from amnestic_server.admission import LabelCounts
 from amnestic_server.bundle import Bundle
 from amnestic_server.candidate import Candidate, Judge, Judgement
 from amnestic_server.engine import Engine
-from amnestic_server.errors import (
-    AlreadyExistsError,
-    DrainingError,
-    InvalidArgumentError,
-    NotFoundError,
-    PreconditionError,
-)
+from amnestic_server.errors import AlreadyExistsError, DrainingError, PreconditionError
 from amnestic_server.evaluation import Evaluator
 from amnestic_server.metrics import Metrics
+from amnestic_server.records import JobRecord, JobState
 from amnestic_server.request import UnlearnRequest, relaxed_gates
 from amnestic_server.settings import Settings
 from amnestic_server.snapshot import Snapshots
 from amnestic_server.staging import Staging
-from amnestic_server.store import JobRecord, JobState, Store
+from amnestic_server.store import Store
 from amnestic_server.versions import Versions
 from amnestic_server.worker import WorkerError, run_worker
-from amnestic_unlearn.errors import MIN_FORGET_DOCUMENTS, MIN_GATE_DOCUMENTS
 from amnestic_unlearn.patch import PatchError, digest_of
-from amnestic_unlearn.spec import JobSpec, Progress, SettingError
+from amnestic_unlearn.spec import JobSpec, Progress
 
 log = logging.getLogger(__name__)
 
@@ -57,14 +53,6 @@ class JobView:
     def relaxed_gates(self) -> tuple[str, ...]:
         """Limits looser than the defaults were when the job was asked for."""
         return relaxed_gates(self.record.request)
-
-
-@dataclass(frozen=True, slots=True)
-class LabelCounts:
-    """Documents of each label in the corpus's train and gate splits."""
-
-    train: Mapping[str, int]
-    gate: Mapping[str, int]
 
 
 @dataclass(slots=True)
@@ -250,53 +238,11 @@ class Jobs:
         return view
 
     async def _check(self, request: UnlearnRequest) -> None:
-        """Refuse what can't succeed, before a job is made of it. Positions are told, never the input itself."""
-        part = "method"
-        try:
-            request.method.validate()
-            part = "gates"
-            request.limits.validate()
-        except SettingError as error:
-            raise InvalidArgumentError(str(error), field=f"{part}.{error.name}") from None
-        if request.stage and request.dry_run:
-            raise InvalidArgumentError("a dry run makes no version that could be staged", field="stage")
-        labels = self._bundle.manifest.labels
-        if not request.labels:
-            raise InvalidArgumentError("no label to forget", field="labels")
-        if len(set(request.labels)) != len(request.labels):
-            raise InvalidArgumentError("a label is named twice", field="labels")
-        for position, label in enumerate(request.labels, start=1):
-            if label not in labels:
-                raise NotFoundError(
-                    f"label {position} of the request is not one of the model's",
-                    field=f"labels[{position - 1}]",
-                    resource="label",
-                )
-        if self._judge is None or self._counts is None:
-            raise PreconditionError("the server has no corpus: start it with --corpus", reason="NO_CORPUS")
-        for position, label in enumerate(request.labels):
-            field = f"labels[{position}]"
-            if label in self._snapshots.active.forgotten:
-                raise PreconditionError(f"{label} is already forgotten", field=field, reason="ALREADY_FORGOTTEN")
-            if self._counts.train.get(label, 0) < MIN_FORGET_DOCUMENTS:
-                raise PreconditionError(
-                    f"the corpus has fewer than {MIN_FORGET_DOCUMENTS} training documents of {label}",
-                    field=field,
-                    reason="TOO_FEW_DOCUMENTS",
-                )
-            if self._counts.gate.get(label, 0) < MIN_GATE_DOCUMENTS:
-                raise PreconditionError(
-                    f"the corpus has fewer than {MIN_GATE_DOCUMENTS} gate documents of {label}",
-                    field=field,
-                    reason="TOO_FEW_DOCUMENTS",
-                )
-        if self._union(request) >= set(labels):
-            raise InvalidArgumentError("at least one label must be kept", field="labels")
-        for record in await asyncio.to_thread(self._store.unfinished_jobs):
-            if set(record.request["labels"]) & set(request.labels):
-                raise AlreadyExistsError(
-                    "an unfinished job is about to forget one of these labels", field="labels", reason="LABEL_TAKEN"
-                )
+        """Refuse what can't succeed, before a job is made of it."""
+        unfinished = await asyncio.to_thread(self._store.unfinished_jobs)
+        admission.check(
+            request, self._bundle.manifest.labels, self._counts, self._snapshots.active.forgotten, unfinished
+        )
 
     async def _recover(self, record: JobRecord) -> None:
         if record.state is JobState.STAGED:

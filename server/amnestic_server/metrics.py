@@ -17,7 +17,7 @@ from prometheus_client import (
     ProcessCollector,
 )
 
-from amnestic_server.store import JobState
+from amnestic_server.records import JobState
 
 LATENCY_BUCKETS = (
     0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75,

@@ -17,13 +17,13 @@ from amnestic_server.errors import InvalidArgumentError
 from amnestic_server.jobs import Jobs, JobView
 from amnestic_server.metrics import Metrics
 from amnestic_server.prediction import DocumentScores, Predictor
+from amnestic_server.records import JobState, VersionRecord
 from amnestic_server.request import UnlearnRequest
 from amnestic_server.rollout import check_routing_key
 from amnestic_server.settings import Settings
 from amnestic_server.snapshot import Snapshot, Snapshots
 from amnestic_server.staging import RolloutView, Staging
 from amnestic_server.status import Status, StatusReport
-from amnestic_server.store import JobState, VersionRecord
 from amnestic_server.versions import Versions
 from amnestic_unlearn.manifest import ENCODER_ONNX, Manifest
 from amnestic_unlearn.spec import DEFAULT_PRESET, GateLimits, SettingError, method_of

@@ -13,10 +13,11 @@ from typing import Any
 
 from amnestic_server.errors import PreconditionError
 from amnestic_server.metrics import Metrics
+from amnestic_server.records import JobState
 from amnestic_server.rollout import RolloutRecord, Shares
 from amnestic_server.shadow import Shadow
 from amnestic_server.snapshot import Snapshots
-from amnestic_server.store import JobState, Store
+from amnestic_server.store import Store
 from amnestic_server.versions import Versions
 
 log = logging.getLogger(__name__)

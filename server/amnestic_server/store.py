@@ -13,13 +13,12 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from enum import StrEnum
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
 from amnestic_server.errors import NotFoundError, PreconditionError, StartError
-from amnestic_server.request import relaxed_gates
+from amnestic_server.records import JobRecord, JobState, VersionRecord
 from amnestic_server.rollout import RolloutRecord, Shares
 from amnestic_server.snapshot import BASE_VERSION
 from amnestic_unlearn.patch import digest_of
@@ -67,61 +66,6 @@ CREATE TABLE IF NOT EXISTS audit (
     detail  TEXT NOT NULL
 ) STRICT;
 """
-
-
-class JobState(StrEnum):
-    QUEUED = "QUEUED"
-    RUNNING = "RUNNING"
-    GATING = "GATING"
-    STAGED = "STAGED"
-    ACTIVATING = "ACTIVATING"
-    SUCCEEDED = "SUCCEEDED"
-    REJECTED = "REJECTED"
-    FAILED = "FAILED"
-    CANCELLED = "CANCELLED"
-
-    @property
-    def ended(self) -> bool:
-        return self in (JobState.SUCCEEDED, JobState.REJECTED, JobState.FAILED, JobState.CANCELLED)
-
-    @property
-    def rests(self) -> bool:
-        """True if it has ended, or waits for somebody to promote or cancel it."""
-        return self.ended or self is JobState.STAGED
-
-
-@dataclass(frozen=True, slots=True)
-class VersionRecord:
-    """One version; `relaxed_gates` are the limits that the request behind it set looser than the defaults.
-
-    `staged` if it waits to be promoted, `withdrawn` if it was and was given up.
-    """
-
-    version: int
-    forgotten: tuple[str, ...]
-    patch_digest: str | None
-    job_id: str | None
-    created_at: float
-    relaxed_gates: tuple[str, ...] = ()
-    staged: bool = False
-    withdrawn: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class JobRecord:
-    """One job as it is stored. `request` and `detail` are JSON objects; times are seconds since the epoch."""
-
-    job_id: str
-    request_id: str | None
-    request: dict[str, Any]
-    state: JobState
-    attempts: int = 0
-    detail: dict[str, Any] = field(default_factory=dict)
-    error: str = ""
-    version: int | None = None
-    created_at: float = 0.0
-    started_at: float | None = None
-    finished_at: float | None = None
 
 
 class Store:
@@ -178,7 +122,7 @@ class Store:
         """Every version, oldest first."""
         with self._transaction() as db:
             return [
-                _version(row)
+                VersionRecord.from_row(row)
                 for row in db.execute(
                     "SELECT versions.*, request, state, withdrawn.at AS withdrawn_at FROM versions"
                     " LEFT JOIN jobs USING (job_id) LEFT JOIN withdrawn ON withdrawn.version = versions.version"
@@ -190,7 +134,7 @@ class Store:
         """The job that this request id made, if it did."""
         with self._transaction() as db:
             row = db.execute("SELECT * FROM jobs WHERE request_id = ?", (request_id,)).fetchone()
-        return None if row is None else _job(row)
+        return None if row is None else JobRecord.from_row(row)
 
     def add_job(self, job: JobRecord) -> None:
         with self._transaction() as db:
@@ -206,19 +150,21 @@ class Store:
             row = db.execute("SELECT * FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
         if row is None:
             raise NotFoundError("there is no such job", field="job_id", resource="job")
-        return _job(row)
+        return JobRecord.from_row(row)
 
     def jobs(self, limit: int) -> list[JobRecord]:
         """The newest first."""
         with self._transaction() as db:
-            return [_job(row) for row in db.execute("SELECT * FROM jobs ORDER BY seq DESC LIMIT ?", (limit,))]
+            return [
+                JobRecord.from_row(row) for row in db.execute("SELECT * FROM jobs ORDER BY seq DESC LIMIT ?", (limit,))
+            ]
 
     def last_ended_job(self) -> JobRecord | None:
         with self._transaction() as db:
             row = db.execute(
                 "SELECT * FROM jobs WHERE finished_at IS NOT NULL ORDER BY finished_at DESC LIMIT 1"
             ).fetchone()
-        return None if row is None else _job(row)
+        return None if row is None else JobRecord.from_row(row)
 
     def unfinished_jobs(self) -> list[JobRecord]:
         """The oldest first."""
@@ -226,7 +172,7 @@ class Store:
         marks = ",".join("?" * len(ended))
         with self._transaction() as db:
             rows = db.execute(f"SELECT * FROM jobs WHERE state NOT IN ({marks}) ORDER BY seq", ended)  # noqa: S608
-            return [_job(row) for row in rows]
+            return [JobRecord.from_row(row) for row in rows]
 
     def job_counts(self) -> dict[JobState, int]:
         with self._transaction() as db:
@@ -409,7 +355,12 @@ def _activate(db: sqlite3.Connection, version: int) -> None:
     db.execute("UPDATE state SET value = ? WHERE name = 'active_version'", (str(version),))
     db.execute("DELETE FROM state WHERE name = 'rollout'")
     for row in db.execute("SELECT * FROM jobs WHERE state = ?", (JobState.STAGED,)).fetchall():
-        _withdraw(db, _job(row), JobState.FAILED, "another version became active while this one was staged; ask again")
+        _withdraw(
+            db,
+            JobRecord.from_row(row),
+            JobState.FAILED,
+            "another version became active while this one was staged; ask again",
+        )
 
 
 def _withdraw(db: sqlite3.Connection, job: JobRecord, state: JobState, error: str) -> None:
@@ -434,7 +385,7 @@ def _staged_job(db: sqlite3.Connection, version: int) -> JobRecord:
     row = db.execute("SELECT * FROM jobs WHERE version = ? AND state = ?", (version, JobState.STAGED)).fetchone()
     if row is None:
         raise PreconditionError("that version is not staged", field="version", reason="VERSION_NOT_STAGED")
-    return _job(row)
+    return JobRecord.from_row(row)
 
 
 def _rollout(db: sqlite3.Connection) -> RolloutRecord | None:
@@ -454,27 +405,3 @@ def _one(db: sqlite3.Connection, query: str) -> sqlite3.Row:
 
 def _json(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
-
-
-def _version(row: sqlite3.Row) -> VersionRecord:
-    request = {} if row["request"] is None else json.loads(row["request"])
-    return VersionRecord(
-        row["version"],
-        tuple(json.loads(row["forgotten"])),
-        row["patch_digest"],
-        row["job_id"],
-        row["created_at"],
-        relaxed_gates(request),
-        row["state"] == JobState.STAGED,
-        row["withdrawn_at"] is not None,
-    )
-
-
-def _job(row: sqlite3.Row) -> JobRecord:
-    fields = {name: row[name] for name in row.keys() if name != "seq"}  # noqa: SIM118  (sqlite3.Row iterates values)
-    fields |= {
-        "request": json.loads(row["request"]),
-        "detail": json.loads(row["detail"]),
-        "state": JobState(row["state"]),
-    }
-    return JobRecord(**fields)

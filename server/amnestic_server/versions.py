@@ -10,8 +10,9 @@ from amnestic_server.engine import Engine
 from amnestic_server.errors import AmnesticError, InvalidArgumentError, PreconditionError, StartError
 from amnestic_server.evaluation import Evaluator, Figures
 from amnestic_server.metrics import Metrics
+from amnestic_server.records import VersionRecord
 from amnestic_server.snapshot import Snapshot, Snapshots, base_snapshot, patched_snapshot
-from amnestic_server.store import Store, VersionRecord
+from amnestic_server.store import Store
 from amnestic_unlearn.patch import Patch, PatchError
 
 log = logging.getLogger(__name__)

@@ -11,8 +11,9 @@ import psutil
 from e2e.harness import ANYTHING, JOB_SECONDS, METHOD, make_patch
 
 from amnestic_client import AmnesticError, JobState
-from amnestic_server.store import JobRecord, Store
-from amnestic_server.store import JobState as StoredState
+from amnestic_server.records import JobRecord
+from amnestic_server.records import JobState as StoredState
+from amnestic_server.store import Store
 from amnestic_unlearn.manifest import MANIFEST, file_digest
 
 ATTEMPTS = ("--max-job-attempts", "50")

@@ -12,9 +12,10 @@ import pytest
 from e2e.harness import ANYTHING, CANARY, JOB_SECONDS, METHOD, amnestic, environment, make_patch
 
 from amnestic_client import FailedPrecondition, InvalidArgument, JobState, NotFound
+from amnestic_server.records import JobRecord
+from amnestic_server.records import JobState as StoredState
 from amnestic_server.rollout import RolloutRecord, Shares, falls_on_candidate
-from amnestic_server.store import JobRecord, Store
-from amnestic_server.store import JobState as StoredState
+from amnestic_server.store import Store
 from amnestic_unlearn.manifest import MANIFEST, file_digest
 
 ENDLESS = METHOD | {"epochs": 1000}

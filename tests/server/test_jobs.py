@@ -17,9 +17,10 @@ import torch
 from scripted import LENIENT
 
 from amnestic_server.errors import AlreadyExistsError, DrainingError, InvalidArgumentError, PreconditionError
-from amnestic_server.jobs import MIN_GATE_DOCUMENTS
-from amnestic_server.store import JobState, Store
+from amnestic_server.records import JobState
+from amnestic_server.store import Store
 from amnestic_server.worker import WorkerError
+from amnestic_unlearn.errors import MIN_GATE_DOCUMENTS
 from amnestic_unlearn.measures import MOST_CHANCE, chance_excess
 from amnestic_unlearn.patch import Patch
 from amnestic_unlearn.spec import EVIDENCE_FILE, PATCH_FILE, REPORT_FILE, GateLimits, Method, Progress

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from amnestic_server.jobs import JobView
+from amnestic_server.records import JobRecord, JobState
 from amnestic_server.request import UnlearnRequest
-from amnestic_server.store import JobRecord, JobState
 from amnestic_unlearn.spec import PRESETS, GateLimits, Method, Progress
 
 # As the version before presets and the gates on AUROC, probe and single labels wrote it.

@@ -18,10 +18,10 @@ from amnestic.v1 import prediction_pb2, prediction_pb2_grpc, unlearning_pb2, unl
 from amnestic_server import errors
 from amnestic_server.jobs import JobView
 from amnestic_server.metrics import Metrics
+from amnestic_server.records import JobRecord, JobState
 from amnestic_server.request import UnlearnRequest
 from amnestic_server.rpc import PredictionService, UnlearningService
 from amnestic_server.snapshot import Pin, Snapshot, Snapshots
-from amnestic_server.store import JobRecord, JobState
 from amnestic_unlearn.spec import PRESETS, GateLimits, Method, Progress
 
 SECRET = "Xylqvornik was admitted"

@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 
 from amnestic_server.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, PreconditionError
-from amnestic_server.store import JobState
+from amnestic_server.records import JobState
 
 
 async def stage(parts, *labels):

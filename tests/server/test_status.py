@@ -10,8 +10,8 @@ from scripted import started
 from amnestic_server import bundle as bundles
 from amnestic_server import status as status_module
 from amnestic_server.metrics import Metrics
+from amnestic_server.records import JobState
 from amnestic_server.status import LastMinute, StatusReport
-from amnestic_server.store import JobState
 
 __all__ = ["started"]
 

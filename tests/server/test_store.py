@@ -10,8 +10,9 @@ from dataclasses import replace
 import pytest
 
 from amnestic_server.errors import NotFoundError, PreconditionError, StartError
+from amnestic_server.records import JobRecord, JobState
 from amnestic_server.rollout import RolloutRecord, Shares
-from amnestic_server.store import JobRecord, JobState, Store
+from amnestic_server.store import Store
 from amnestic_unlearn.patch import digest_of
 
 BUNDLE = "b" * 64

@@ -19,9 +19,9 @@ from amnestic_server.oip import describe
 from amnestic_server.oip.answer import OUTPUTS, answer
 from amnestic_server.oip.request import INPUT, read, routing_key, version_number
 from amnestic_server.prediction import Predictor
+from amnestic_server.records import VersionRecord
 from amnestic_server.settings import Settings
 from amnestic_server.snapshot import Snapshot, Snapshots
-from amnestic_server.store import VersionRecord
 from amnestic_server.versions import Versions
 
 EXTENSIONS = ("classification", "model_configuration", "parameters", "statistics")
