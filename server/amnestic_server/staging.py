@@ -60,6 +60,9 @@ class Staging:
         self._versions = versions
         self._shadow = shadow
         self._labels = labels
+        if snapshots.rollout is not None:
+            # One that was there before the start is counted from it on.
+            shadow.counts(snapshots.rollout)
         metrics.watch_rollout(self._figure)
 
     @property
@@ -127,7 +130,7 @@ class Staging:
             self._snapshots.get(version)
             evidence = self._evidence(version)
             await asyncio.to_thread(self._store.promote, version, evidence)
-            log.info("job %s: version %d is promoted %s", job.job_id, version, evidence or "")
+            log.info("job %s: version %d is promoted; its rollout: %s", job.job_id, version, evidence or "none")
             seconds = await self._versions.swap(version)
             detail = {**job.detail, "swap_seconds": seconds}
             await asyncio.to_thread(self._store.update_job, job.job_id, JobState.SUCCEEDED, detail)
