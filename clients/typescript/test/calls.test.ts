@@ -149,6 +149,8 @@ test("the status is read in full, and what it lacks is undefined", async (t) => 
       ...told,
       state: ServerState.DRAINING,
       activeVersion: 2n,
+      stagedVersions: [3n],
+      rollout: { version: 3n, canaryShare: 0.5, since: startedAt },
       runningJob: { ...running, state: JobState.RUNNING, progress: { stage: "loading", secondsLeft: -1 }, startedAt },
       lastJob: { jobId: "b", state: JobState.FAILED, error: "it failed", version: 2n, finishedAt: startedAt },
     },
@@ -162,6 +164,19 @@ test("the status is read in full, and what it lacks is undefined", async (t) => 
     ...told,
     state: "DRAINING",
     activeVersion: 2,
+    stagedVersions: [3],
+    rollout: {
+      version: 3,
+      canaryShare: 0.5,
+      shadowShare: 0,
+      since: date,
+      countedSince: undefined,
+      activeCalls: 0,
+      canaryCalls: 0,
+      shadowDocuments: 0,
+      shadowDropped: 0,
+      differences: [],
+    },
     runningJob: {
       ...none,
       ...running,
@@ -183,8 +198,8 @@ test("the status is read in full, and what it lacks is undefined", async (t) => 
   });
   const empty = await client.status();
   assert.deepEqual(
-    [empty.state, empty.runningJob, empty.lastJob, empty.load.p50Seconds, empty.load.p99Seconds, empty.load.calls],
-    ["UNSPECIFIED", undefined, undefined, undefined, undefined, 0],
+    [empty.state, empty.runningJob, empty.lastJob, empty.load.p50Seconds, empty.load.p99Seconds, empty.rollout],
+    ["UNSPECIFIED", undefined, undefined, undefined, undefined, undefined],
   );
 });
 
