@@ -103,6 +103,12 @@ BAD_PREDICTIONS = {
         "there is no such version",
         "VERSION_NOT_FOUND:version",
     ),
+    "long routing key": (
+        {"documents": [CANARY], "routing_key": CANARY * 30},
+        "INVALID_ARGUMENT",
+        "the routing key is longer than 256 characters",
+        "INVALID_REQUEST:routing_key",
+    ),
 }
 
 
@@ -230,6 +236,34 @@ BAD_OTHERS = {
         "active already",
         "VERSION_ACTIVE:version",
     ),
+    "promotion of nothing": (
+        "PromoteVersion",
+        {"version": 9},
+        "NOT_FOUND",
+        "no such version",
+        "VERSION_NOT_FOUND:version",
+    ),
+    "promotion of the active": (
+        "PromoteVersion",
+        {"version": 1},
+        "FAILED_PRECONDITION",
+        "active already",
+        "VERSION_ACTIVE:version",
+    ),
+    "a rollout of nothing": (
+        "SetRollout",
+        {"canary_share": 0.5},
+        "FAILED_PRECONDITION",
+        "no version is staged",
+        "VERSION_NOT_STAGED:version",
+    ),
+    "a rollout of the active": (
+        "SetRollout",
+        {"version": 1, "shadow_share": 0.5},
+        "FAILED_PRECONDITION",
+        "active already",
+        "VERSION_ACTIVE:version",
+    ),
     "unknown job": ("GetJob", {"job_id": CANARY}, "NOT_FOUND", "there is no such job", "JOB_NOT_FOUND:job_id"),
     "no job": ("GetJob", {}, "NOT_FOUND", "there is no such job", "JOB_NOT_FOUND:job_id"),
     "watch an unknown job": (
@@ -272,7 +306,7 @@ def test_a_message_beyond_all_limits_is_refused_by_the_transport(server, call):
 
 def test_refused_calls_are_counted_by_code_and_leave_no_trace(server):
     """The last of the file."""
-    assert server.metric("amnestic_requests_total", method="Predict", code="INVALID_ARGUMENT") == 6
+    assert server.metric("amnestic_requests_total", method="Predict", code="INVALID_ARGUMENT") == 7
     assert server.metric("amnestic_requests_total", method="Predict", code="NOT_FOUND") == 2
     assert server.metric("amnestic_documents_total") == 0
     assert server.client.list_jobs() == ()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from amnestic.oip import open_inference_pb2 as oip
 from amnestic_server.errors import InvalidArgumentError
 from amnestic_server.oip.answer import OUTPUTS
-from amnestic_server.oip.request import Wanted, read, version_number
+from amnestic_server.oip.request import Wanted, read, routing_key, version_number
 from amnestic_server.oip.tensors import join_bytes
 
 MAX_DOCUMENTS = 8
@@ -50,6 +50,16 @@ def test_outputs_keep_their_order_and_classification_is_of_probabilities():
     ]
     found = asked(oip.ModelInferRequest(inputs=[typed("one")], outputs=outputs))
     assert found.outputs == (Wanted("truncated"), Wanted("probabilities", 3), Wanted("labels"))
+
+
+def test_a_routing_key_is_a_string_of_bounded_length():
+    assert routing_key({}) == ""
+    assert routing_key({"routing_key": parameter("patient 17")}) == "patient 17"
+    for value in (17, True, 0.5, SECRET * 30):
+        with pytest.raises(InvalidArgumentError) as caught:
+            routing_key({"routing_key": parameter(value)})
+        assert caught.value.field == "parameters[routing_key]"
+        assert SECRET not in str(caught.value)
 
 
 @pytest.mark.parametrize(("microseconds", "seconds"), [(0, None), (1, 1e-6), (2_500_000, 2.5)])

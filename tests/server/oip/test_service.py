@@ -20,6 +20,7 @@ from amnestic_server.inference_stats import InferenceStats
 from amnestic_server.metrics import Metrics
 from amnestic_server.oip.service import MAX_OPEN_REQUESTS, InferenceService
 from amnestic_server.prediction import DocumentScores
+from amnestic_server.rollout import Shares, falls_on_candidate
 from amnestic_server.snapshot import Pin, Snapshot, Snapshots
 
 SECRET = "Xylqvornik"
@@ -108,6 +109,21 @@ async def until(condition: Any) -> None:
     async with asyncio.timeout(5):
         while not condition():  # noqa: ASYNC110  (of another task)
             await asyncio.sleep(0.005)
+
+
+async def test_a_routing_key_chooses_the_side_in_a_rollout():
+    async with serving() as parts:
+        parts.snapshots.add(Snapshot(2, frozenset(), None, None, torch.zeros(1, 1), torch.zeros(1)), staged=True)
+        parts.snapshots.roll_out(2, Shares(canary=0.5), 0.0)
+        sides = {}
+        for key in map(str, range(20)):
+            request = asking("one")
+            request.parameters["routing_key"].string_param = key
+            sides[key] = (await parts.stub.ModelInfer(request, timeout=5)).model_version
+        assert sides == {key: "2" if falls_on_candidate(key, 2, 0.5) else "1" for key in sides}
+        assert set(sides.values()) == {"1", "2"}
+        with pytest.raises(grpc.aio.AioRpcError, match="routing_key must be a string"):
+            await parts.stub.ModelInfer(asking("one", routing_key=7), timeout=5)
 
 
 async def test_a_version_is_held_until_its_answer_has_left():
