@@ -29,12 +29,12 @@ class UnlearnRequest:
 
     labels: tuple[str, ...]
     dry_run: bool = False
-    stage: bool = False
     reason: str = ""
     method: Method = PRESETS[DEFAULT_PRESET]
     limits: GateLimits = field(default_factory=GateLimits)
     preset: str = field(default=DEFAULT_PRESET, compare=False)
     asked: Mapping[str, Any] | None = field(default=None, compare=False)
+    stage: bool = False
 
     def repeats(self, first: "UnlearnRequest") -> bool:
         """Whether this asks for the same as `first` did, maybe of an earlier version of this server.
@@ -58,10 +58,10 @@ class UnlearnRequest:
         return cls(
             labels=tuple(fields["labels"]),
             dry_run=fields["dry_run"],
-            stage=fields.get("stage", False),
             reason=fields["reason"],
             method=stored(Method, fields["method"]),
             limits=stored(GateLimits, fields["limits"]),
             preset=fields.get("preset", ""),
             asked=fields.get("asked"),
+            stage=fields.get("stage", False),
         )

@@ -22,7 +22,9 @@ def view(stored):
 def test_a_request_is_the_same_after_the_store():
     limits = GateLimits(0.5, 0.7, 0.8, -0.5, 0.1, 1e-4)
     asked = {"method": {"preset": "paper", "k": 3, "seed": 2**60}, "gates": {"forget_f1_max": 0.5}}
-    request = UnlearnRequest(("beta", "alpha"), True, "why", Method(k=3, seed=2**60), limits, "paper", asked)
+    request = UnlearnRequest(
+        ("beta", "alpha"), True, "why", Method(k=3, seed=2**60), limits, "paper", asked, stage=True
+    )
     stored = json.loads(json.dumps(request.to_json()))
     again = UnlearnRequest.from_json(stored)
     assert again == request
