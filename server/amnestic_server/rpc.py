@@ -154,10 +154,9 @@ class UnlearningService(unlearning_pb2_grpc.UnlearningServiceServicer):
     async def SetRollout(  # noqa: N802
         self, request: unlearning.SetRolloutRequest, context: Context
     ) -> unlearning.SetRolloutResponse:
-        shares = (
-            getattr(request, name) if request.HasField(name) else None for name in ("canary_share", "shadow_share")
-        )
-        view = await self._jobs.see_through(self._staging.set_rollout(request.version, *shares))
+        canary = request.canary_share if request.HasField("canary_share") else None
+        shadow = request.shadow_share if request.HasField("shadow_share") else None
+        view = await self._jobs.see_through(self._staging.set_rollout(request.version, canary, shadow))
         return unlearning.SetRolloutResponse(rollout=_rollout(view))
 
     @unary

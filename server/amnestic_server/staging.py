@@ -97,17 +97,8 @@ class Staging:
         NotFoundError or PreconditionError; the last also while another version has shares above 0.
         """
         async with self._versions.changing:
-            current = self._snapshots.rollout
             version = version or self._only_one()
-            before = Shares()
-            if current is not None and current.candidate.version == version:
-                before = current.shares
-            elif current is not None and not current.shares.none:
-                raise PreconditionError(
-                    f"version {current.candidate.version} has a rollout: set its shares to 0 first",
-                    field="version",
-                    reason="ROLLOUT_TAKEN",
-                )
+            before = self._shares_of(version)
             shares = Shares(before.canary if canary is None else canary, before.shadow if shadow is None else shadow)
             shares.check()
             record = RolloutRecord(version, shares, time.time())
@@ -159,6 +150,21 @@ class Staging:
         if len(staged) > 1:
             raise PreconditionError("several versions are staged: name one", field="version", reason="VERSION_UNCLEAR")
         return staged[0]
+
+    def _shares_of(self, version: int) -> Shares:
+        """What a version has now; raises PreconditionError while another has shares above 0."""
+        current = self._snapshots.rollout
+        if current is None:
+            return Shares()
+        if current.candidate.version == version:
+            return current.shares
+        if not current.shares.none:
+            raise PreconditionError(
+                f"version {current.candidate.version} has a rollout: set its shares to 0 first",
+                field="version",
+                reason="ROLLOUT_TAKEN",
+            )
+        return Shares()
 
     def _evidence(self, version: int) -> dict[str, Any]:
         """What a promotion is recorded with: what the version's rollout told, if it had one."""
