@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from amnestic_server import shadow as shadow_module
-from amnestic_server.batcher import Answer
+from amnestic_server.call import Answer
 from amnestic_server.errors import EngineError
 from amnestic_server.metrics import Metrics
 from amnestic_server.rollout import Shares
