@@ -87,6 +87,9 @@ _NAMES = {
     ),
 }
 
+# No value of these activations is below.
+_FLOORS = {"gelu": -0.17, "gelu_tanh": -0.1701, "relu": 0.0}
+
 # The model's code, not its configuration, sets DistilBERT's epsilon.
 _DISTILBERT_EPSILON = 1e-12
 
@@ -193,26 +196,26 @@ def _layer(graph: GraphWriter, names: _Names, index: int, shape: _LayerShape, hi
         projected,
         hidden,
         f"{prefix}.{names.attention_norm}",
-        f"{prefix}.{names.attention_output}.bias",
+        graph.weight(f"{prefix}.{names.attention_output}.bias"),
         shape.epsilon,
         f"{out}_attended",
     )
     wide = _matmul(graph, f"{prefix}.{names.up}", hidden, f"{out}_up")
     active = _activation(graph, shape.activation, wide, graph.weight(f"{prefix}.{names.up}.bias"), out)
-    narrow = _matmul(graph, f"{prefix}.{names.down}", active, f"{out}_down")
+    narrow, bias = _down(graph, f"{prefix}.{names.down}", active, shape.activation, f"{out}_down")
     return _add_and_normalise(
         graph,
         narrow,
         hidden,
         f"{prefix}.{names.output_norm}",
-        f"{prefix}.{names.down}.bias",
+        bias,
         shape.epsilon,
         f"{out}_hidden",
     )
 
 
 def _attention(graph: GraphWriter, names: _Names, prefix: str, shape: _LayerShape, hidden: str, output: str) -> str:
-    """Self-attention; but in int8 with queries, keys and values computed by one packed product."""
+    """Self-attention with queries, keys and values computed by one packed product; int8 has no operator for that."""
     parts = [f"{prefix}.{name}" for name in (names.query, names.key, names.value)]
     biases = np.concatenate([graph.weights.array(f"{part}.bias") for part in parts])
     bias = graph.array(f"{prefix}.qkv.bias", biases)
@@ -234,15 +237,24 @@ def _activation(graph: GraphWriter, activation: str, hidden: str, bias: str, lay
 def _matmul(graph: GraphWriter, layer: str, hidden: str, output: str) -> str:
     """A linear layer without its bias: the operator behind it adds that."""
     if graph.precision is Precision.INT8:
-        weight = graph.weights.array(f"{layer}.weight").T
-        return int8.linear(graph, f"{layer}.weight", weight, int8.quantise(graph, hidden, len(weight)), output)
+        inputs = int8.quantise(graph, hidden, graph.weights.columns(f"{layer}.weight"))
+        return int8.linear(graph, f"{layer}.weight", inputs, output)
     return graph.node("MatMul", [hidden, graph.transposed(f"{layer}.weight")], output)
+
+
+def _down(graph: GraphWriter, layer: str, active: str, activation: str, output: str) -> tuple[str, str]:
+    """The linear layer behind an activation, without its bias; and the name of the bias to add."""
+    if graph.precision is not Precision.INT8:
+        return _matmul(graph, layer, active, output), graph.weight(f"{layer}.bias")
+    floor = _FLOORS[activation]
+    inputs = int8.quantise(graph, active, graph.weights.columns(f"{layer}.weight"), floor)
+    return int8.linear(graph, f"{layer}.weight", inputs, output), int8.bias_above(graph, layer, floor)
 
 
 def _add_and_normalise(
     graph: GraphWriter, branch: str, residual: str, norm: str, bias: str, epsilon: float, output: str
 ) -> str:
-    inputs = [branch, residual, graph.weight(f"{norm}.weight"), graph.weight(f"{norm}.bias"), graph.weight(bias)]
+    inputs = [branch, residual, graph.weight(f"{norm}.weight"), graph.weight(f"{norm}.bias"), bias]
     return graph.fused("SkipLayerNormalization", inputs, output, epsilon=epsilon)
 
 

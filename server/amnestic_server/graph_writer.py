@@ -43,6 +43,9 @@ class Weights:
     def rows(self, key: str) -> int:
         return int(self.array(key).shape[0])
 
+    def columns(self, key: str) -> int:
+        return int(self.array(key).shape[1])
+
 
 @dataclass(slots=True)
 class GraphWriter:

@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from amnestic_server import bundle as bundles
-from amnestic_server.engine import Engine, select_device
+from amnestic_server.devices import select_device
+from amnestic_server.engine import Engine
 from amnestic_server.errors import StartError
 from amnestic_server.snapshot import Snapshot, base_snapshot, patched_snapshot
 from amnestic_unlearn.patch import Patch
