@@ -18,7 +18,7 @@ import amnestic
 from amnestic_server import graph, parity
 from amnestic_server.errors import ExportError
 from amnestic_server.graph import count_fused
-from amnestic_server.parity import Progress
+from amnestic_server.parity import DEFAULT_LIMITS, Limits, Progress
 from amnestic_server.source import NOTHING_GIVEN, Given, Source, load
 from amnestic_unlearn import corpus as corpora
 from amnestic_unlearn import manifest as files
@@ -32,6 +32,7 @@ def export(
     *,
     corpus: Path | None = None,
     precision: Precision = Precision.FP32,
+    limits: Limits = DEFAULT_LIMITS,
     name: str | None = None,
     given: Given = NOTHING_GIVEN,
     revision: str | None = None,
@@ -46,8 +47,8 @@ def export(
 
     The bundle appears under its name whole or not at all, and only if the largest difference of a logit between
     the checkpoint in torch and the bundle's parts is at most 1e-4 on 64 documents of `corpus` (by default the one
-    that is shipped). In a reduced `precision` it needs a corpus with the checkpoint's labels, and instead 99.9 % of the
-    decisions on its gate and test splits must be the checkpoint's, and their macro F1 within 0.002 of its.
+    that is shipped). In a reduced `precision` it needs a corpus with the checkpoint's labels, and instead the decisions
+    on its gate and test splits, and their macro F1, must be the checkpoint's within `limits`.
     `overwrite` lets it take the place of an earlier bundle. `warn` is told what was assumed.
 
     Raises CheckpointError and ExportError, saying what is at fault, and CorpusError as `corpus.stream` does.
@@ -67,7 +68,7 @@ def export(
             folder = Path(scratch) / "bundle"
             folder.mkdir()
             _write_parts(folder, source, model)
-            found = parity.check(folder, source, documents, precision, progress)
+            found = parity.check(folder, source, documents, precision, limits, progress)
             manifest = replace(_manifest(folder, source, precision), parity=found)
             manifest.write(folder)
             _publish(folder, out, Path(scratch) / "replaced")

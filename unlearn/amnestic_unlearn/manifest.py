@@ -76,8 +76,8 @@ class Manifest:
     [batch, feature_size], whatever the precision between them.
 
     `parity` is what the bundle was found to answer beside the checkpoint: `documents`, `max_abs_logit_difference` and
-    `decisions_equal`, a share; in a reduced precision also `decisions`, their number, and `macro_f1` with
-    `checkpoint_macro_f1`.
+    `decisions_equal`, a share; in a reduced precision also `decisions`, their number, `macro_f1` with
+    `checkpoint_macro_f1`, and what was accepted: `decisions_equal_min` and `macro_f1_difference_max`.
     """
 
     name: str

@@ -36,6 +36,20 @@ if TYPE_CHECKING:
     show_default=True,
     help="Of the encoder: int8 for CPUs, fp16 and bf16 for CUDA.",
 )
+@click.option(
+    "--accept-decisions",
+    type=click.FloatRange(0, 1),
+    default=0.999,
+    show_default=True,
+    help="Share of decisions that a reduced precision must keep; what was accepted is told in the manifest.",
+)
+@click.option(
+    "--accept-f1",
+    type=click.FloatRange(0, 1),
+    default=0.002,
+    show_default=True,
+    help="Most that macro F1 may differ in a reduced precision.",
+)
 @click.option("--name", help="Name of the model; by default that of the checkpoint.")
 @click.option(
     "--problem-type",
@@ -64,6 +78,8 @@ def command(
     out: Path,
     corpus: Path | None,
     precision: str,
+    accept_decisions: float,
+    accept_f1: float,
     name: str | None,
     problem_type: str | None,
     labels: str | None,
@@ -94,6 +110,7 @@ def command(
     # Torch and transformers: not for --help.
     from amnestic_server.errors import ExportError
     from amnestic_server.export import export, fused_in
+    from amnestic_server.parity import Limits
     from amnestic_server.source import Given
     from amnestic_unlearn.architecture import CheckpointError
     from amnestic_unlearn.corpus import CorpusError
@@ -108,6 +125,7 @@ def command(
                 out,
                 corpus=corpus,
                 precision=Precision(precision),
+                limits=Limits(accept_decisions, accept_f1),
                 name=name,
                 given=given,
                 revision=revision,
