@@ -28,7 +28,7 @@ from amnestic_server.errors import (
 )
 from amnestic_server.evaluation import Evaluator
 from amnestic_server.metrics import Metrics
-from amnestic_server.request import UnlearnRequest, relaxed_gates
+from amnestic_server.request import UnlearnRequest, default_limits, relaxed_gates
 from amnestic_server.settings import Settings
 from amnestic_server.snapshot import Snapshots
 from amnestic_server.store import JobRecord, JobState, Store
@@ -112,6 +112,11 @@ class Jobs:
         self._closed = False
         self._main: asyncio.Task[None] | None = None
 
+    @property
+    def default_limits(self) -> GateLimits:
+        """The limits of a request's gates where it sets none."""
+        return default_limits(self._bundle.manifest)
+
     async def start(self) -> None:
         """Take up the jobs that the last process left, and begin to run."""
         for record in await asyncio.to_thread(self._store.unfinished_jobs):
@@ -138,8 +143,8 @@ class Jobs:
             await self._check(request)
             record = JobRecord(uuid.uuid4().hex, request_id, request.to_json(), JobState.QUEUED, created_at=time.time())
             await asyncio.to_thread(self._store.add_job, record)
-            if request.limits.relaxed:
-                log.warning("job %s relaxes its gates: %s", record.job_id, ", ".join(request.limits.relaxed))
+            if relaxed := relaxed_gates(record.request):
+                log.warning("job %s relaxes its gates: %s", record.job_id, ", ".join(relaxed))
             self._enqueue(record.job_id)
         await self._show_counts()
         return self._view(record)
@@ -323,7 +328,8 @@ class Jobs:
 
     async def _attempt(self, job_id: str, detail: dict[str, Any]) -> JobState:
         """Train, gate and activate; `detail` takes in what is found on the way."""
-        request = (await self.get(job_id)).request
+        view = await self.get(job_id)
+        request = view.request
         set_out_from = self._versions.active
         forgotten = tuple(label for label in self._bundle.manifest.labels if label in self._union(request))
         detail["forgotten"] = forgotten
@@ -338,7 +344,7 @@ class Jobs:
         if not judgement.passed:
             return JobState.REJECTED
         if not request.dry_run:
-            await self._activate(job_id, set_out_from, candidate, judgement, request.limits, detail)
+            await self._activate(job_id, set_out_from, candidate, judgement, view.relaxed_gates, detail)
         return JobState.SUCCEEDED
 
     async def _train(self, job_id: str, request: UnlearnRequest, forgotten: tuple[str, ...]) -> Candidate:
@@ -371,7 +377,7 @@ class Jobs:
         set_out_from: int,
         candidate: Candidate,
         judgement: Judgement,
-        limits: GateLimits,
+        relaxed: tuple[str, ...],
         detail: dict[str, Any],
     ) -> None:
         assert self._running is not None
@@ -385,7 +391,7 @@ class Jobs:
             job_id,
             version,
             ", ".join(candidate.patch.forgotten),
-            ", ".join(limits.relaxed) or "none",
+            ", ".join(relaxed) or "none",
         )
 
     def _union(self, request: UnlearnRequest) -> set[str]:

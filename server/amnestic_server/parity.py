@@ -178,8 +178,8 @@ def _refuse_reduced(found: dict[str, float], precision: Precision, limits: Limit
     kept = equal >= limits.decisions_equal and moved <= limits.macro_f1_difference
     if not kept or not np.isfinite(found["max_abs_logit_difference"]):
         raise ExportError(
-            f"parity failed: in {precision}, {equal:.2%} of {found['decisions']:.0f} decisions are equal (at least"
-            f" {limits.decisions_equal:.2%} must be), and macro F1 is {found['macro_f1']:.4f}, the checkpoint's"
+            f"parity failed: in {precision}, {equal:.3%} of {found['decisions']:.0f} decisions are equal (at least"
+            f" {limits.decisions_equal:.3%} must be), and macro F1 is {found['macro_f1']:.4f}, the checkpoint's"
             f" {found['checkpoint_macro_f1']:.4f} (they may differ by {limits.macro_f1_difference:g})"
         )
 

@@ -39,16 +39,12 @@ if TYPE_CHECKING:
 @click.option(
     "--accept-decisions",
     type=click.FloatRange(0, 1),
-    default=0.999,
-    show_default=True,
-    help="Share of decisions that a reduced precision must keep; what was accepted is told in the manifest.",
+    help="Share of decisions that a reduced precision must keep, by default 0.999; the manifest tells what it was.",
 )
 @click.option(
     "--accept-f1",
     type=click.FloatRange(0, 1),
-    default=0.002,
-    show_default=True,
-    help="Most that macro F1 may differ in a reduced precision.",
+    help="Most that macro F1 may differ in a reduced precision, by default 0.002.",
 )
 @click.option("--name", help="Name of the model; by default that of the checkpoint.")
 @click.option(
@@ -78,8 +74,8 @@ def command(
     out: Path,
     corpus: Path | None,
     precision: str,
-    accept_decisions: float,
-    accept_f1: float,
+    accept_decisions: float | None,
+    accept_f1: float | None,
     name: str | None,
     problem_type: str | None,
     labels: str | None,
@@ -117,6 +113,8 @@ def command(
     from amnestic_unlearn.manifest import Precision, ProblemType
 
     kind = None if problem_type is None else ProblemType(problem_type.replace("-", "_"))
+    asked = {"decisions_equal": accept_decisions, "macro_f1_difference": accept_f1}
+    accepted = {name: value for name, value in asked.items() if value is not None}
     given = Given(kind, _names(labels), _numbers(thresholds), reading_given(reading))
     try:
         with Bar("reading the corpus", quiet=quiet) as bar:
@@ -125,7 +123,7 @@ def command(
                 out,
                 corpus=corpus,
                 precision=Precision(precision),
-                limits=Limits(accept_decisions, accept_f1),
+                limits=Limits(**accepted),
                 name=name,
                 given=given,
                 revision=revision,
@@ -177,7 +175,7 @@ def _parity(parity: dict[str, float]) -> str:
     if "decisions" not in parity:
         return f"{found}, {parity['decisions_equal']:.1%} of decisions equal"
     return (
-        f"{found}, {parity['decisions_equal']:.2%} of {parity['decisions']:.0f} decisions equal,"
+        f"{found}, {parity['decisions_equal']:.3%} of {parity['decisions']:.0f} decisions equal,"
         f" macro F1 {parity['macro_f1']:.4f}, the checkpoint's {parity['checkpoint_macro_f1']:.4f}"
     )
 
