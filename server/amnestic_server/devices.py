@@ -25,7 +25,7 @@ def select_device(device: str, precision: Precision = Precision.FP32) -> torch.d
         device = only or ("cpu" if missing else "cuda")
     elif only not in (None, device):
         raise StartError(
-            f"the bundle is {precision}, which --device {device} does not serve: use --device {only}, or fp32"
+            f"the bundle is {precision}, which is for {only} alone: use --device {only}, or export it in fp32"
         )
     if device == "cuda" and missing:
         asked = f"the bundle is {precision}, which is for CUDA" if only else "--device cuda was asked for"

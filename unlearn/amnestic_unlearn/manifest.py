@@ -136,7 +136,7 @@ class Manifest:
         except ValueError as error:
             raise BundleError(f"{MANIFEST} names an unknown problem type") from error
         try:
-            fields["precision"] = Precision(fields.get("precision"))
+            fields["precision"] = Precision(fields.get("precision", ""))
         except ValueError as error:
             raise BundleError(f"{MANIFEST} names an unknown precision") from error
         try:
