@@ -3,10 +3,11 @@
 The graph is made of ONNX Runtime's fused operators from the start, so nothing depends on what a tracer or a
 pattern-matching optimiser happens to recognise, and the numbers are those of the checkpoint. It is not optimised
 ahead either: ONNX Runtime finds nothing to fuse at loading but the last Gemm with its activation, and a file saved
-after that would be bound to the machine that saved it.
+after that would be bound to the machine that saved it, to start a BERT-base 0.2 s sooner (0.1 s in int8).
 
 It covers the post-layer-norm transformers with absolute positions of `architecture`. Word embeddings and the last
-linear layer stay outside. Checkpoint files, tokenizers and the parity check against torch belong to `export`.
+linear layer stay outside. Products in 8 bits are `int8`'s, checkpoint files and tokenizers `export`'s, and the check
+against torch is `parity`'s.
 """
 
 from collections import Counter
