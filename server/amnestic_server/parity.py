@@ -227,6 +227,8 @@ def _bundle_logits(
 
 
 def _session(path: Path, provider: str) -> ort.InferenceSession:
+    if provider == "CUDAExecutionProvider":
+        ort.preload_dlls()
     try:
         return ort.InferenceSession(str(path), providers=[provider])
     except Exception as error:  # ONNX Runtime's errors share no public base class
