@@ -46,6 +46,20 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, corpus_pa
 
 
 @pytest.fixture(scope="session")
+def int8_bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, corpus_path: Path) -> Path:
+    """The same in int8."""
+    from amnestic_server.devices import sums_int8_exactly
+    from amnestic_server.export import export
+    from amnestic_unlearn.manifest import Precision
+
+    if not sums_int8_exactly():
+        pytest.skip("this processor does not sum int8 exactly")
+    out = tmp_path_factory.mktemp("bundle") / "toy-int8"
+    export(str(checkpoint), out, corpus=corpus_path, precision=Precision.INT8)
+    return out
+
+
+@pytest.fixture(scope="session")
 def postgres() -> "Iterator[Postgres]":
     """A PostgreSQL server whose user `reader` has the password `postgres.PASSWORD` and may read all."""
     import postgres

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from amnestic_server.bundle import Bundle
+from amnestic_server.devices import select_device
 from amnestic_server.errors import StartError
 from amnestic_server.snapshot import Snapshot
 
@@ -79,7 +80,7 @@ class Engine:
         spinning: bool = False,
         gpu_memory_mb: int = 0,
     ) -> None:
-        self.device = select_device(device)
+        self.device = select_device(device, bundle.manifest.precision)
         self.instances = 1 if self.device.type == "cuda" else instances or threads
         self._stream = _stream(self.device)
         self._feature_size = bundle.manifest.feature_size
@@ -179,19 +180,6 @@ class Engine:
 class _WarmUpRow:
     ids: TokenIds
     snapshot: Snapshot
-
-
-def select_device(device: str) -> torch.device:
-    """The device asked for; `auto` takes CUDA where both torch and ONNX Runtime have it.
-
-    Raises StartError if CUDA is asked for and absent: serving slower than asked in silence is worse than not
-    starting.
-    """
-    has_cuda = torch.cuda.is_available() and "CUDAExecutionProvider" in ort.get_available_providers()
-    if device == "cuda" and not has_cuda:
-        missing = "no CUDA device" if not torch.cuda.is_available() else "ONNX Runtime has no CUDA provider"
-        raise StartError(f"--device cuda was asked for, but {missing}: install amnestic[gpu] or use --device cpu")
-    return torch.device("cuda" if device == "cuda" or (device == "auto" and has_cuda) else "cpu")
 
 
 def _stream(device: torch.device) -> torch.cuda.Stream | None:

@@ -105,3 +105,7 @@ class EngineError(AmnesticError):
 
 class StartError(Exception):
     """The server cannot start. The text tells the operator what to change."""
+
+
+class ExportError(ValueError):
+    """The bundle cannot be made. The text says why; what is at fault with a checkpoint is a CheckpointError's."""

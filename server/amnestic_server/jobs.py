@@ -26,7 +26,7 @@ from amnestic_server.errors import AlreadyExistsError, DrainingError, Preconditi
 from amnestic_server.evaluation import Evaluator
 from amnestic_server.metrics import Metrics
 from amnestic_server.records import JobRecord, JobState
-from amnestic_server.request import UnlearnRequest, relaxed_gates
+from amnestic_server.request import UnlearnRequest, default_limits, relaxed_gates
 from amnestic_server.settings import Settings
 from amnestic_server.snapshot import Snapshots
 from amnestic_server.staging import Staging
@@ -34,7 +34,7 @@ from amnestic_server.store import Store
 from amnestic_server.versions import Versions
 from amnestic_server.worker import WorkerError, run_worker
 from amnestic_unlearn.patch import PatchError, digest_of
-from amnestic_unlearn.spec import JobSpec, Progress
+from amnestic_unlearn.spec import GateLimits, JobSpec, Progress
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +107,11 @@ class Jobs:
         self._closed = False
         self._main: asyncio.Task[None] | None = None
 
+    @property
+    def default_limits(self) -> GateLimits:
+        """The limits of a request's gates where it sets none."""
+        return default_limits(self._bundle.manifest)
+
     async def start(self) -> None:
         """Take up the jobs that the last process left, and begin to run."""
         for record in await asyncio.to_thread(self._store.unfinished_jobs):
@@ -133,8 +138,8 @@ class Jobs:
             await self._check(request)
             record = JobRecord(uuid.uuid4().hex, request_id, request.to_json(), JobState.QUEUED, created_at=time.time())
             await asyncio.to_thread(self._store.add_job, record)
-            if request.limits.relaxed:
-                log.warning("job %s relaxes its gates: %s", record.job_id, ", ".join(request.limits.relaxed))
+            if relaxed := relaxed_gates(record.request):
+                log.warning("job %s relaxes its gates: %s", record.job_id, ", ".join(relaxed))
             self._enqueue(record.job_id)
         await self._show_counts()
         return self._view(record)
@@ -309,7 +314,8 @@ class Jobs:
 
     async def _attempt(self, job_id: str, detail: dict[str, Any]) -> JobState:
         """Train, gate and activate or stage; `detail` takes in what is found on the way."""
-        request = (await self.get(job_id)).request
+        view = await self.get(job_id)
+        request = view.request
         set_out_from = self._versions.active
         forgotten = tuple(label for label in self._bundle.manifest.labels if label in self._union(request))
         detail["forgotten"] = forgotten
@@ -325,7 +331,7 @@ class Jobs:
             return JobState.REJECTED
         if request.dry_run:
             return JobState.SUCCEEDED
-        await self._make_version(job_id, set_out_from, candidate, judgement, request, detail)
+        await self._make_version(job_id, set_out_from, candidate, judgement, view, detail)
         return JobState.STAGED if request.stage else JobState.SUCCEEDED
 
     async def _train(self, job_id: str, request: UnlearnRequest, forgotten: tuple[str, ...]) -> Candidate:
@@ -358,14 +364,14 @@ class Jobs:
         set_out_from: int,
         candidate: Candidate,
         judgement: Judgement,
-        request: UnlearnRequest,
+        view: JobView,
         detail: dict[str, Any],
     ) -> None:
         assert self._running is not None
         # From here on the job can't be cancelled: what is committed is served, or staged.
         self._running.decided = True
         made = (job_id, set_out_from, candidate.data, candidate.patch, judgement.figures, detail)
-        if request.stage:
+        if view.request.stage:
             version = await self._versions.stage_patch(*made)
         else:
             version, detail["swap_seconds"] = await self._versions.activate_patch(*made)
@@ -373,9 +379,9 @@ class Jobs:
             "job %s made version %d, %s, which has forgotten %s; relaxed gates: %s",
             job_id,
             version,
-            "staged" if request.stage else "active",
+            "staged" if view.request.stage else "active",
             ", ".join(candidate.patch.forgotten),
-            ", ".join(request.limits.relaxed) or "none",
+            ", ".join(view.relaxed_gates) or "none",
         )
 
     def _union(self, request: UnlearnRequest) -> set[str]:

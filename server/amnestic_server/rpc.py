@@ -108,7 +108,7 @@ class UnlearningService(unlearning_pb2_grpc.UnlearningServiceServicer):
     @unary
     async def Unlearn(self, request: unlearning.UnlearnRequest, context: Context) -> unlearning.UnlearnResponse:  # noqa: N802
         _check_reason(request.reason)
-        wanted = _unlearn_request(request)
+        wanted = _unlearn_request(request, self._jobs.default_limits)
         return unlearning.UnlearnResponse(job=_job(await self._jobs.request(wanted, request.request_id or None)))
 
     @streaming
@@ -178,7 +178,7 @@ def _check_reason(reason: str) -> None:
         raise InvalidArgumentError(f"the reason is longer than {MAX_REASON_CHARACTERS} characters", field="reason")
 
 
-def _unlearn_request(message: unlearning.UnlearnRequest) -> UnlearnRequest:
+def _unlearn_request(message: unlearning.UnlearnRequest, defaults: GateLimits) -> UnlearnRequest:
     asked = {"method": _given(message.method), "gates": _given(message.gates)}
     settings = dict(asked["method"])
     preset = settings.pop("preset", "") or DEFAULT_PRESET
@@ -192,9 +192,10 @@ def _unlearn_request(message: unlearning.UnlearnRequest) -> UnlearnRequest:
         stage=message.stage,
         reason=message.reason,
         method=method,
-        limits=replace(GateLimits(), **asked["gates"]),
+        limits=replace(defaults, **asked["gates"]),
         preset=preset,
         asked=asked,
+        defaults=defaults,
     )
 
 

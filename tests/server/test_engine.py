@@ -5,19 +5,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
 from amnestic_server import bundle as bundles
-from amnestic_server.engine import Engine, select_device
-from amnestic_server.errors import StartError
+from amnestic_server.devices import cuda_missing
+from amnestic_server.engine import Engine
+from amnestic_server.export import export
+from amnestic_server.parity import Limits
 from amnestic_server.snapshot import Snapshot, base_snapshot, patched_snapshot
+from amnestic_unlearn.manifest import Precision
 from amnestic_unlearn.patch import Patch
 
 CPU = torch.device("cpu")
-HAS_CUDA = torch.cuda.is_available() and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 EXACT = {"rtol": 0, "atol": 1e-5}
 
 
@@ -179,15 +180,20 @@ def test_warming_up_covers_the_longest_document(engine, loaded, snapshots, monke
     assert len(lengths) > 1
 
 
-@pytest.mark.skipif(HAS_CUDA, reason="there is CUDA here")
-def test_cuda_asked_for_and_absent_is_a_refusal():
-    assert select_device("auto") == select_device("cpu") == CPU
-    with pytest.raises(StartError, match="--device cuda"):
-        select_device("cuda")
+def test_an_int8_bundle_answers_to_its_parity_whoever_shares_the_batch(int8_bundle, documents, expected):
+    loaded = bundles.load(int8_bundle)
+    engine = Engine(loaded)
+    snapshot = base_snapshot(loaded, CPU)
+    output = run(engine, [Row(ids, snapshot) for ids in documents])
+    difference = np.abs(output.logits - expected[0]).max()
+    # Random tokens, unlike the documents of the parity check.
+    assert 1e-3 < difference < 4 * loaded.manifest.parity["max_abs_logit_difference"]
+    for ids, logits in zip(documents, output.logits, strict=True):
+        np.testing.assert_allclose(run(engine, [Row(ids, snapshot)]).logits[0], logits, **EXACT)
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not HAS_CUDA, reason="no CUDA here")
+@pytest.mark.skipif(bool(cuda_missing()), reason="no CUDA here")
 def test_mixed_versions_on_cuda(loaded, patches, documents, expected):
     engine = Engine(loaded, device="cuda")
     assert engine.provider == "CUDAExecutionProvider"
@@ -199,3 +205,19 @@ def test_mixed_versions_on_cuda(loaded, patches, documents, expected):
     output = run(engine, [Row(documents[document], versions[version]) for version, document in chosen])
     wanted = [expected[version, document] for version, document in chosen]
     np.testing.assert_allclose(output.logits, wanted, rtol=0, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(bool(cuda_missing()), reason="no CUDA here")
+@pytest.mark.parametrize("precision", [Precision.FP16, Precision.BF16])
+def test_a_bundle_in_16_bits_on_cuda(checkpoint, corpus_path, tmp_path, documents, expected, precision):
+    limits = Limits(decisions_equal=0.99, macro_f1_difference=0.01)
+    manifest = export(checkpoint, tmp_path / "bundle", corpus=corpus_path, precision=precision, limits=limits)
+    loaded = bundles.load(tmp_path / "bundle")
+    engine = Engine(loaded)
+    assert engine.provider == "CUDAExecutionProvider"
+    snapshot = base_snapshot(loaded, engine.device)
+    output = run(engine, [Row(ids, snapshot) for ids in documents])
+    assert output.features.dtype == np.float32
+    difference = np.abs(output.logits - expected[0]).max()
+    assert difference < 4 * manifest.parity["max_abs_logit_difference"]

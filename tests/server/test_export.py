@@ -20,7 +20,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from amnestic_server import graph
 from amnestic_server.cli import group
-from amnestic_server.export import ExportError, export
+from amnestic_server.errors import ExportError
+from amnestic_server.export import export
 from amnestic_server.source import Given
 from amnestic_unlearn import corpus as corpora
 from amnestic_unlearn.architecture import ARCHITECTURES, CheckpointError

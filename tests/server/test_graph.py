@@ -7,12 +7,16 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from onnx import numpy_helper
 from toys import toy_model
 
+from amnestic_server.devices import sums_int8_exactly
 from amnestic_server.graph import build_encoder, count_fused
 from amnestic_unlearn.architecture import ACTIVATIONS, ARCHITECTURES, CheckpointError, architecture_of, positions
+from amnestic_unlearn.manifest import Precision
 
 VOCAB = 50
+needs_exact_sums = pytest.mark.skipif(not sums_int8_exactly(), reason="this processor does not sum int8 exactly")
 BERT_SIZES = {"hidden_size": 36, "num_attention_heads": 3, "intermediate_size": 50}
 DISTILBERT_SIZES = {"dim": 36, "n_heads": 3, "hidden_dim": 50}
 MODELS = [
@@ -45,8 +49,8 @@ def model_of(architecture: str, settings: dict[str, Any]) -> Any:
     return model
 
 
-def build(model: Any) -> onnx.ModelProto:
-    return build_encoder(architecture_of(model.config.model_type), model.config, model.state_dict())
+def build(model: Any, precision: Precision = Precision.FP32) -> onnx.ModelProto:
+    return build_encoder(architecture_of(model.config.model_type), model.config, model.state_dict(), precision)
 
 
 def session_of(graph: onnx.ModelProto, options: ort.SessionOptions | None = None) -> ort.InferenceSession:
@@ -78,6 +82,89 @@ def test_the_graph_computes_what_the_model_does(architecture: str, settings: dic
         with torch.inference_mode():
             expected = model(input_ids=ids, attention_mask=mask).logits.numpy()
         np.testing.assert_allclose(logits_of(session, model, ids, mask), expected, atol=2e-5)
+
+
+@needs_exact_sums
+@pytest.mark.parametrize(("architecture", "settings"), MODELS)
+def test_int8_computes_it_within_its_steps(architecture: str, settings: dict[str, Any]) -> None:
+    model = model_of(architecture, settings)
+    session, full = session_of(build(model, Precision.INT8)), session_of(build(model))
+    for lengths in ([1], [9, 2, 5, 1], [40] * 3):
+        ids, mask = batch_of(lengths, model.config.pad_token_id)
+        found, wanted = (logits_of(one, model, ids, mask) for one in (session, full))
+        assert 0 < np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()
+
+
+@needs_exact_sums
+def test_in_int8_nobody_who_shares_a_batch_matters() -> None:
+    model = model_of("bert", {"hidden_act": "gelu_new"})
+    session = session_of(build(model, Precision.INT8))
+    ids, mask = batch_of([3, 40, 17, 64], model.config.pad_token_id)
+    together = logits_of(session, model, ids, mask)
+    for row, length in enumerate(mask.sum(dim=1).tolist()):
+        alone = logits_of(session, model, ids[row : row + 1, :length], mask[row : row + 1, :length])
+        np.testing.assert_allclose(alone[0], together[row], atol=1e-5)
+
+
+@needs_exact_sums
+def test_in_int8_a_token_of_zeros_is_answered() -> None:
+    model = model_of("electra", {"hidden_act": "relu"})
+    for name, parameter in model.named_parameters():
+        if "intermediate" in name:
+            torch.nn.init.constant_(parameter, -1.0 if name.endswith("bias") else 0.0)
+    ids, mask = batch_of([5], model.config.pad_token_id)
+    found = logits_of(session_of(build(model, Precision.INT8)), model, ids, mask)
+    np.testing.assert_allclose(found, logits_of(session_of(build(model)), model, ids, mask), rtol=0.05, atol=0.05)
+
+
+def test_in_int8_every_product_of_every_layer_is_in_bytes_with_a_scale_a_column(tmp_path: Any) -> None:
+    model = model_of("electra", {})
+    graph = build(model, Precision.INT8)
+    # Three of attention, its output, up and down in either layer, and the projection of the embeddings.
+    expected = {"MultiHeadAttention": 2, "MatMulIntegerToFloat": 13, "SkipLayerNormalization": 5, "BiasGelu": 2}
+    assert count_fused(graph) == expected
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    session_of(graph, options)
+    loaded = onnx.load(tmp_path / "optimised.onnx")
+    assert count_fused(loaded) == expected
+    assert "MatMul" not in {node.op_type for node in loaded.graph.node}
+    weights = {item.name: item for item in graph.graph.initializer}
+    for name in (name for name in weights if name.endswith(".int8")):
+        values, scales = (numpy_helper.to_array(weights[key]) for key in (name, f"{name[:-5]}.scales"))
+        assert values.dtype == np.int8 and scales.shape == values.shape[1:]
+        assert (np.abs(values).max(axis=0) == 127).all()
+        original = model.state_dict()[name.removesuffix(".int8")].numpy()
+        np.testing.assert_allclose((values * scales).T, original, atol=scales.max() / 2 * 1.001)
+
+
+@pytest.mark.parametrize(("architecture", "settings"), MODELS[::4])
+def test_fp16_has_the_rounded_weights(architecture: str, settings: dict[str, Any]) -> None:
+    model = model_of(architecture, settings)
+    graph = build(model, Precision.FP16)
+    ids, mask = batch_of([9, 2, 5, 1], model.config.pad_token_id)
+    found, wanted = (logits_of(session_of(one), model, ids, mask) for one in (graph, build(model)))
+    assert 0 < np.abs(found - wanted).max() < 0.01 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize(
+    ("precision", "stored"),
+    [(Precision.FP16, onnx.TensorProto.FLOAT16), (Precision.BF16, onnx.TensorProto.BFLOAT16)],
+)
+def test_in_16_bits_every_weight_is_and_the_signature_stays(precision: Precision, stored: int) -> None:
+    model = model_of("bert", {})
+    graph = build(model, precision)
+    kinds = {item.data_type for item in graph.graph.initializer}
+    assert kinds == {stored, onnx.TensorProto.INT64}
+    weight = next(item for item in graph.graph.initializer if item.name.endswith("pooler.dense.weight.T"))
+    in_torch = torch.float16 if precision is Precision.FP16 else torch.bfloat16
+    rounded = model.bert.pooler.dense.weight.detach().T.to(in_torch).contiguous()
+    assert weight.raw_data == rounded.view(torch.int16).numpy().tobytes()
+    onnx.checker.check_model(graph, full_check=True)
+    ends = [*graph.graph.input, *graph.graph.output]
+    float32, int64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
+    assert [value.type.tensor_type.elem_type for value in ends] == [float32, int64, float32]
 
 
 def test_padding_changes_nothing() -> None:

@@ -1,12 +1,14 @@
 """A stored request is read again, whichever version wrote it."""
 
+import dataclasses
 import json
 
 import pytest
 
 from amnestic_server.jobs import JobView
 from amnestic_server.records import JobRecord, JobState
-from amnestic_server.request import UnlearnRequest
+from amnestic_server.request import UnlearnRequest, default_limits
+from amnestic_unlearn.manifest import Manifest, Precision
 from amnestic_unlearn.spec import PRESETS, GateLimits, Method, Progress
 
 # As the version before presets and the gates on AUROC, probe and single labels wrote it.
@@ -91,3 +93,32 @@ def test_a_stored_request_that_does_not_say_what_was_sent_is_compared_by_what_ca
     repeated = UnlearnRequest(("beta",), False, "why", PRESETS["paper"], limits, "paper", asked)
     assert repeated.repeats(first)
     assert not UnlearnRequest(("beta",), False, "why", PRESETS["amnestic"], limits, asked=NOTHING).repeats(first)
+
+
+@pytest.mark.parametrize(
+    ("precision", "difference", "limit"),
+    [
+        (Precision.FP32, 9e-5, 1e-3),
+        # What an old manifest tells, or a new one of a model that is hardly rounded.
+        (Precision.FP16, 1e-5, 1e-3),
+        (Precision.INT8, 0.05, 0.2),
+    ],
+)
+def test_a_reduced_precision_widens_the_limit_by_its_own_parity(bundle, precision, difference, limit):
+    parity = {"max_abs_logit_difference": difference}
+    manifest = dataclasses.replace(Manifest.read(bundle), precision=precision, parity=parity)
+    limits = default_limits(manifest)
+    assert limits == GateLimits(logit_difference_max=pytest.approx(limit))
+    limits.validate()
+
+
+def test_relaxed_is_looser_than_the_defaults_of_the_bundle():
+    defaults = GateLimits(logit_difference_max=0.2)
+    for limits, relaxed in (
+        (defaults, []),
+        (GateLimits(logit_difference_max=0.1), []),
+        (GateLimits(logit_difference_max=0.3), ["logit_difference_max"]),
+    ):
+        stored = UnlearnRequest(("beta",), limits=limits, defaults=defaults).to_json()
+        assert stored["relaxed_gates"] == relaxed and "defaults" not in stored
+        assert view(stored).relaxed_gates == tuple(relaxed)

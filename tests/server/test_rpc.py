@@ -52,6 +52,8 @@ class Jobs:
         self.error: Exception | None = None
         self.asked: list[tuple[UnlearnRequest, str | None]] = []
 
+    default_limits = GateLimits()
+
     async def request(self, request: UnlearnRequest, request_id: str | None) -> JobView:
         if self.error is not None:
             raise self.error

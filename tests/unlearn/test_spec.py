@@ -80,15 +80,17 @@ def test_a_preset_is_the_start_and_what_is_given_replaces_it():
         method_of("Amnestic", {})
 
 
-def test_relaxed_are_the_limits_above_the_defaults():
-    assert GateLimits().relaxed == ()
+def test_looser_are_the_limits_above_those_of_another():
+    defaults = GateLimits(logit_difference_max=0.5)
+    assert GateLimits().looser_than(defaults) == defaults.looser_than(defaults) == ()
+    assert defaults.looser_than(GateLimits()) == ("logit_difference_max",)
     tighter = {limit.name: limit.metadata["low"] for limit in dataclasses.fields(GateLimits)}
-    assert GateLimits(**tighter).relaxed == ()
+    assert GateLimits(**tighter).looser_than(defaults) == ()
     looser = {limit.name: limit.metadata["high"] for limit in dataclasses.fields(GateLimits)}
-    assert GateLimits(**looser).relaxed == tuple(looser)
+    assert GateLimits(**looser).looser_than(defaults) == tuple(looser)
     GateLimits(**tighter).validate()
     GateLimits(**looser).validate()
-    assert GateLimits(probe_ratio_max=1.0, forget_f1_max=0.001).relaxed == ("probe_ratio_max",)
+    assert GateLimits(probe_ratio_max=1.0, forget_f1_max=0.001).looser_than(defaults) == ("probe_ratio_max",)
 
 
 def test_what_another_version_stored_is_read():

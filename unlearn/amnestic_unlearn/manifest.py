@@ -45,6 +45,26 @@ class ProblemType(StrEnum):
         return f"{self.value}_classification"
 
 
+class Precision(StrEnum):
+    """What the encoder is served in. int8 is for CPUs: weights and the inputs of matrix products in 8 bits, all else in
+    float32. fp16 and bf16 are for CUDA: weights and activations in 16 bits.
+    """
+
+    FP32 = "fp32"
+    INT8 = "int8"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+    @property
+    def is_reduced(self) -> bool:
+        return self is not Precision.FP32
+
+    @property
+    def only_device(self) -> str | None:
+        """The kind of device that this precision is for; None if any."""
+        return {Precision.INT8: "cpu", Precision.FP16: "cuda", Precision.BF16: "cuda"}.get(self)
+
+
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """What a bundle is. Sizes are in elements; `thresholds` are probabilities, one a label, none if single-label.
@@ -53,7 +73,11 @@ class Manifest:
     `weight` float32 [labels, feature_size] and `bias` float32 [labels]: the classifier's last linear layer.
     `encoder.onnx` maps `inputs_embeds` float32 [batch, tokens, embedding_size] and `attention_mask` int64
     [batch, tokens] (1 for the leading real tokens, 0 for padding behind them) to `features` float32
-    [batch, feature_size].
+    [batch, feature_size], whatever the precision between them.
+
+    `parity` is what the bundle was found to answer beside the checkpoint: `documents`, `max_abs_logit_difference` and
+    `decisions_equal`, a share; in a reduced precision also `decisions`, their number, `macro_f1` with
+    `checkpoint_macro_f1`, and what was accepted: `decisions_equal_min` and `macro_f1_difference_max`.
     """
 
     name: str
@@ -69,7 +93,7 @@ class Manifest:
     pad_token_id: int
     special_token_ids: tuple[int, ...]
     parameters: int
-    precision: str
+    precision: Precision
     head: str
     parity: dict[str, float]
     files: dict[str, str]
@@ -111,6 +135,10 @@ class Manifest:
             fields["problem_type"] = ProblemType(fields.get("problem_type", ProblemType.MULTI_LABEL))
         except ValueError as error:
             raise BundleError(f"{MANIFEST} names an unknown problem type") from error
+        try:
+            fields["precision"] = Precision(fields.get("precision", ""))
+        except ValueError as error:
+            raise BundleError(f"{MANIFEST} names an unknown precision") from error
         try:
             fields["long_documents"] = LongDocuments(fields.get("long_documents", LongDocuments.TRUNCATE))
             fields["pooling"] = Pooling(fields.get("pooling", Pooling.MAX))

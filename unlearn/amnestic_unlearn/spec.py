@@ -114,17 +114,20 @@ class GateLimits:
     # found no more and two are found wrongly, it falls by about 0.03.
     retain_label_drop_max: float = setting(0.05, -1, 1, "Largest fall of any other label's F1 below the base.")
     logit_difference_max: float = setting(
-        1e-3, 1e-9, 1e6, "Largest difference of a logit between torch and the served path."
+        1e-3,
+        1e-9,
+        1e6,
+        "Largest difference of a logit between torch and the served path; wider for int8, fp16 and bf16.",
     )
 
     def validate(self) -> None:
         """Raise SettingError unless every limit is in range."""
         _check_ranges(self)
 
-    @property
-    def relaxed(self) -> tuple[str, ...]:
-        """Names of the limits that are looser than the defaults."""
-        return tuple(limit.name for limit in dataclasses.fields(self) if getattr(self, limit.name) > limit.default)
+    def looser_than(self, other: "GateLimits") -> tuple[str, ...]:
+        """Names of the limits that are looser than those of another."""
+        names = (limit.name for limit in dataclasses.fields(self))
+        return tuple(name for name in names if getattr(self, name) > getattr(other, name))
 
 
 def stored(kind: type[S], fields: Mapping[str, Any]) -> S:

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from amnestic_unlearn import manifest as files
 from amnestic_unlearn.architecture import ARCHITECTURES
-from amnestic_unlearn.manifest import BundleError, Manifest, ProblemType
+from amnestic_unlearn.manifest import BundleError, Manifest, Precision, ProblemType
 from amnestic_unlearn.passes import collate, encode_windows, pool_documents
 from amnestic_unlearn.windows import Pooling, Reading, Tokens, Windows, token_counts
 
@@ -191,7 +191,7 @@ def from_checkpoint(checkpoint: Path, mixed: bool = False) -> Twin:
             sorted(index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special)
         ),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        precision="fp32",
+        precision=Precision.FP32,
         head=architecture.head_statement,
         parity={},
         files={},

@@ -23,7 +23,8 @@ def pretrained_bundle(encoder: BenchEncoder, out: Path) -> None:
     """Export the encoder with a head of random weights to `out`. Raises TrainError, CheckpointError and BenchError."""
     import torch  # not for --help
 
-    from amnestic_server.export import ExportError, export
+    from amnestic_server.errors import ExportError
+    from amnestic_server.export import export
     from amnestic_unlearn.checkpoint import load_pretrained, save, transformers_silent
 
     source = encoder.checkpoint()

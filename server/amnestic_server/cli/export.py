@@ -27,7 +27,24 @@ if TYPE_CHECKING:
 @click.option(
     "--corpus",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Documents for the parity check; by default the eICU demo that is shipped.",
+    help="Documents for the parity check; by default the eICU demo that is shipped. Needed for a reduced precision.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "int8", "fp16", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="Of the encoder: int8 for CPUs, fp16 and bf16 for CUDA.",
+)
+@click.option(
+    "--accept-decisions",
+    type=click.FloatRange(0, 1),
+    help="Share of decisions that a reduced precision must keep, by default 0.999; the manifest tells what it was.",
+)
+@click.option(
+    "--accept-f1",
+    type=click.FloatRange(0, 1),
+    help="Most that macro F1 may differ in a reduced precision, by default 0.002.",
 )
 @click.option("--name", help="Name of the model; by default that of the checkpoint.")
 @click.option(
@@ -56,6 +73,9 @@ def command(
     revision: str | None,
     out: Path,
     corpus: Path | None,
+    precision: str,
+    accept_decisions: float | None,
+    accept_f1: float | None,
     name: str | None,
     problem_type: str | None,
     labels: str | None,
@@ -69,7 +89,8 @@ def command(
 
     The encoder becomes an ONNX graph with fused attention. The word embeddings and the last linear layer, which
     unlearning may change, stay outside it. The bundle is written only if it answers as the checkpoint does: the
-    largest difference of a logit is at most 1e-4 on 64 documents of the corpus.
+    largest difference of a logit is at most 1e-4 on 64 documents of the corpus. In a reduced precision at least 99.9 %
+    of the decisions on its gate and test splits must be the checkpoint's, and macro F1 within 0.002 of its.
 
     Families: BERT, DistilBERT, RoBERTa, XLM-RoBERTa, CamemBERT and ELECTRA; docs/models.md says what a checkpoint may
     look like. How long documents are read is part of the model, for its thresholds depend on it: a checkpoint of
@@ -78,17 +99,22 @@ def command(
     \b
     Examples:
       amnestic export --checkpoint checkpoint --out bundle
+      amnestic export --checkpoint checkpoint --out small --corpus notes.parquet --precision int8
       amnestic export --checkpoint someone/notes-roberta --revision v1.2 \\
         --problem-type multi-label --labels cardiac,endocrine,renal --out bundle
     """
     # Torch and transformers: not for --help.
-    from amnestic_server.export import ExportError, export, fused_in
+    from amnestic_server.errors import ExportError
+    from amnestic_server.export import export, fused_in
+    from amnestic_server.parity import Limits
     from amnestic_server.source import Given
     from amnestic_unlearn.architecture import CheckpointError
     from amnestic_unlearn.corpus import CorpusError
-    from amnestic_unlearn.manifest import ProblemType
+    from amnestic_unlearn.manifest import Precision, ProblemType
 
     kind = None if problem_type is None else ProblemType(problem_type.replace("-", "_"))
+    asked = {"decisions_equal": accept_decisions, "macro_f1_difference": accept_f1}
+    accepted = {name: value for name, value in asked.items() if value is not None}
     given = Given(kind, _names(labels), _numbers(thresholds), reading_given(reading))
     try:
         with Bar("reading the corpus", quiet=quiet) as bar:
@@ -96,6 +122,8 @@ def command(
                 checkpoint,
                 out,
                 corpus=corpus,
+                precision=Precision(precision),
+                limits=Limits(**accepted),
                 name=name,
                 given=given,
                 revision=revision,
@@ -142,8 +170,17 @@ def _long_documents(manifest: "Manifest") -> str:
     )
 
 
+def _parity(parity: dict[str, float]) -> str:
+    found = f"largest logit difference {parity['max_abs_logit_difference']:.1e} on {parity['documents']:.0f} documents"
+    if "decisions" not in parity:
+        return f"{found}, {parity['decisions_equal']:.1%} of decisions equal"
+    return (
+        f"{found}, {parity['decisions_equal']:.3%} of {parity['decisions']:.0f} decisions equal,"
+        f" macro F1 {parity['macro_f1']:.4f}, the checkpoint's {parity['checkpoint_macro_f1']:.4f}"
+    )
+
+
 def _rows(manifest: "Manifest", fused: dict[str, int], size: int) -> list[tuple[str, Any]]:
-    parity = manifest.parity
     thresholds = manifest.thresholds or (None,) * len(manifest.labels)
     labels = [
         label if threshold is None else f"{label} (from {threshold:.3f})"
@@ -159,10 +196,6 @@ def _rows(manifest: "Manifest", fused: dict[str, int], size: int) -> list[tuple[
         ("labels", ", ".join(labels)),
         ("head", manifest.head),
         ("fused", ", ".join(f"{count} {operator}" for operator, count in fused.items())),
-        (
-            "parity",
-            f"largest logit difference {parity['max_abs_logit_difference']:.1e} on {parity['documents']:.0f} documents,"
-            f" {parity['decisions_equal']:.1%} of decisions equal",
-        ),
+        ("parity", _parity(manifest.parity)),
         ("size", f"{size / 1e6:.1f} MB"),
     ]
