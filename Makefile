@@ -27,7 +27,7 @@ demo: $(STAMP) ## train, serve, forget a class while serving
 
 test: $(STAMP) ## run the tests
 	@$(MAKE) --no-print-directory triton || echo "no Triton client could be installed: its tests are skipped"
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 triton: $(TRITON)/.installed ## set up Triton's client and perf_analyzer for the tests
 

@@ -3,6 +3,7 @@
 They are shared, so a test that changes a file works on a copy.
 """
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 sys.path.insert(0, str(Path(__file__).parent))
 # A shell that runs the tests in the background has them ignore Ctrl-C, and what they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# pytest-xdist gives each process the width of the terminal, to which tables would be cut.
+os.environ.pop("COLUMNS", None)
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ RELAXED = {"forget_auroc_max": 1.0, "probe_ratio_max": 1.01}
 @asynccontextmanager
 async def serving(parts):
     server = grpc.aio.server()
-    service = UnlearningService(parts.jobs, parts.versions, parts.metrics)
+    service = UnlearningService(parts.jobs, parts.versions, parts.staging, parts.metrics)
     unlearning_pb2_grpc.add_UnlearningServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -221,6 +221,11 @@ def test_every_method_can_be_called_by_reflection_alone(running):
         assert [version["active"] for version in call("ListVersions")[0]["versions"]] == [True]
         with pytest.raises(grpc.RpcError, match="that version is active already"):
             call("Rollback", version=1, reason="try")
+        with pytest.raises(grpc.RpcError, match="that version is active already"):
+            call("PromoteVersion", version=1)
+        with pytest.raises(grpc.RpcError, match="staged"):
+            call("SetRollout", canaryShare=0.5)
+        assert call("GetRollout") == [{}]
         assert called == {path for path in reflected.methods() if path.startswith("/amnestic.")}
 
 
