@@ -31,7 +31,7 @@ from amnestic_server.settings import Settings
 from amnestic_server.snapshot import Snapshots
 from amnestic_server.staging import Staging
 from amnestic_server.store import Store
-from amnestic_server.versions import Versions
+from amnestic_server.versions import GatedPatch, Versions
 from amnestic_server.worker import WorkerError, run_worker
 from amnestic_unlearn.patch import PatchError, digest_of
 from amnestic_unlearn.spec import GateLimits, JobSpec, Progress
@@ -370,11 +370,11 @@ class Jobs:
         assert self._running is not None
         # From here on the job can't be cancelled: what is committed is served, or staged.
         self._running.decided = True
-        made = (job_id, set_out_from, candidate.data, candidate.patch, judgement.figures, detail)
+        gated = GatedPatch(job_id, set_out_from, candidate.data, candidate.patch, judgement.figures, detail)
         if view.request.stage:
-            version = await self._versions.stage_patch(*made)
+            version = await self._versions.stage_patch(gated)
         else:
-            version, detail["swap_seconds"] = await self._versions.activate_patch(*made)
+            version, detail["swap_seconds"] = await self._versions.activate_patch(gated)
         log.info(
             "job %s made version %d, %s, which has forgotten %s; relaxed gates: %s",
             job_id,

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from amnestic_server.bundle import Bundle
@@ -52,6 +53,22 @@ def load_snapshots(bundle: Bundle, store: Store, engine: Engine) -> Snapshots:
     return snapshots
 
 
+@dataclass(frozen=True, slots=True)
+class GatedPatch:
+    """A patch that passed its gates, as bytes and as read from them, and what is recorded of its job with it.
+
+    `set_out_from` is the version that was active when the job began. `figures` are what the gates measured; they are
+    shown until the version has been measured as it serves.
+    """
+
+    job_id: str
+    set_out_from: int
+    data: bytes
+    patch: Patch
+    figures: Figures
+    detail: dict[str, Any]
+
+
 class Versions:
     """Swaps versions one at a time, and shows what is measured of the one that serves.
 
@@ -92,40 +109,22 @@ class Versions:
         records = await asyncio.to_thread(self._store.versions)
         return [(record, self._figures.get(record.version, Figures()).f1) for record in records]
 
-    async def activate_patch(
-        self,
-        job_id: str,
-        set_out_from: int,
-        data: bytes,
-        patch: Patch,
-        figures: Figures,
-        detail: dict[str, Any],
-    ) -> tuple[int, float]:
+    async def activate_patch(self, gated: GatedPatch) -> tuple[int, float]:
         """Make a gated patch the active version, in the order that a crash can't break: file, transaction, swap.
 
         Raises PreconditionError if the version active when the job began is not so any more: after a rollback the
         patch would bring back what was rolled back, or lose what was forgotten.
 
-        `figures` are what the gates measured of it; they are shown until the version has been measured as it serves.
-
         Returns the version and the seconds from the swap to the last answer of the version before.
         """
         async with self.changing:
-            version = await self._add(job_id, set_out_from, data, patch, figures, detail, staged=False)
+            version = await self._add(gated, staged=False)
             return version, await self.swap(version)
 
-    async def stage_patch(
-        self,
-        job_id: str,
-        set_out_from: int,
-        data: bytes,
-        patch: Patch,
-        figures: Figures,
-        detail: dict[str, Any],
-    ) -> int:
+    async def stage_patch(self, gated: GatedPatch) -> int:
         """The same, but keep the version beside the active one until it is promoted or withdrawn; returns it."""
         async with self.changing:
-            return await self._add(job_id, set_out_from, data, patch, figures, detail, staged=True)
+            return await self._add(gated, staged=True)
 
     async def roll_back(self, version: int, reason: str) -> None:
         """Make an earlier version the active one; returns once the version left answers no more."""
@@ -173,24 +172,14 @@ class Versions:
         self.measure_active()
         return seconds
 
-    async def _add(
-        self,
-        job_id: str,
-        set_out_from: int,
-        data: bytes,
-        patch: Patch,
-        figures: Figures,
-        detail: dict[str, Any],
-        *,
-        staged: bool,
-    ) -> int:
-        if self.active != set_out_from:
+    async def _add(self, gated: GatedPatch, *, staged: bool) -> int:
+        if self.active != gated.set_out_from:
             raise PreconditionError("another version became active while the job ran; ask again")
-        digest = await asyncio.to_thread(self._store.write_patch, data)
+        digest = await asyncio.to_thread(self._store.write_patch, gated.data)
         commit = self._store.stage_patch if staged else self._store.activate_patch
-        version = await asyncio.to_thread(commit, job_id, patch.forgotten, digest, detail)
-        self._figures[version] = figures
-        self._snapshots.add(patched_snapshot(self._bundle, patch, version, self._engine.device), staged=staged)
+        version = await asyncio.to_thread(commit, gated.job_id, gated.patch.forgotten, digest, gated.detail)
+        self._figures[version] = gated.figures
+        self._snapshots.add(patched_snapshot(self._bundle, gated.patch, version, self._engine.device), staged=staged)
         return version
 
     async def _measure(self, evaluator: Evaluator) -> None:
