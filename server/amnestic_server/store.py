@@ -249,11 +249,13 @@ class Store:
 
     def remove_withdrawn_patches(self) -> None:
         """Delete the patch file of each withdrawn version, unless a version that can still answer names it too."""
-        records = self.versions()
-        kept = {record.patch_digest for record in records if not record.withdrawn}
-        for record in records:
-            if record.withdrawn and record.patch_digest is not None and record.patch_digest not in kept:
-                self.patch_path(record.patch_digest).unlink(missing_ok=True)
+        with self._transaction() as db:
+            rows = db.execute(
+                "SELECT patch_digest FROM versions WHERE version IN (SELECT version FROM withdrawn)"
+                " EXCEPT SELECT patch_digest FROM versions WHERE version NOT IN (SELECT version FROM withdrawn)"
+            ).fetchall()
+        for row in rows:
+            self.patch_path(row["patch_digest"]).unlink(missing_ok=True)
 
     def rollout(self) -> RolloutRecord | None:
         """The staged version that takes part in the traffic, if one does."""
