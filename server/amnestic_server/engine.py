@@ -135,10 +135,13 @@ class Engine:
     def warm_up(self, snapshot: Snapshot, max_tokens: int) -> None:
         """Run a few shapes, so that the first caller doesn't pay for allocation and lazy set-up."""
         for length in {*WARM_UP_LENGTHS, max_tokens}:
-            ids = np.zeros(min(length, max_tokens), dtype=np.int64)
-            prepared = self.prepare([_WarmUpRow(ids, snapshot)])
-            for wide in {True, self.instances == 1}:
-                self.run(prepared, wide=wide)
+            self._warm_up(snapshot, min(length, max_tokens), wide=True)
+        if self._narrow is not self._wide:
+            # It runs only when much waits: what it then allocates is little beside that.
+            self._warm_up(snapshot, min(WARM_UP_LENGTHS[0], max_tokens), wide=False)
+
+    def _warm_up(self, snapshot: Snapshot, length: int, wide: bool) -> None:
+        self.run(self.prepare([_WarmUpRow(np.zeros(length, dtype=np.int64), snapshot)]), wide=wide)
 
     def _overlay(
         self, embeddings: torch.Tensor, ids: TokenIds, snapshot: Snapshot, members: NDArray[np.int64] | None
