@@ -24,7 +24,7 @@ from amnestic_server.records import JobState
 from amnestic_server.request import UnlearnRequest
 from amnestic_server.settings import Settings
 from amnestic_server.shadow import Shadow
-from amnestic_server.snapshot import Snapshots, patched_snapshot
+from amnestic_server.snapshot import Snapshot, Snapshots, patched_snapshot
 from amnestic_server.staging import Staging
 from amnestic_server.store import Store
 from amnestic_server.tokenizer import DocumentTokenizer
@@ -38,6 +38,11 @@ from amnestic_unlearn.spec import EVIDENCE_FILE, PATCH_FILE, REPORT_FILE, GateLi
 LENIENT = GateLimits(
     forget_f1_max=1.0, forget_auroc_max=1.0, probe_ratio_max=2.0, retain_f1_drop_max=1.0, retain_label_drop_max=1.0
 )
+
+
+def bare_snapshot(version: int) -> Snapshot:
+    """A version for what only tells versions apart: nothing could be answered by it."""
+    return Snapshot(version, frozenset(), None, None, torch.zeros(1, 1), torch.zeros(1))
 
 
 def lowered_bias(bundle: bundles.Bundle, forgotten: tuple[str, ...], rows: tuple[int, ...] = ()) -> Patch:

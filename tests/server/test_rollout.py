@@ -7,24 +7,20 @@ from hashlib import blake2b
 from itertools import pairwise
 
 import pytest
-import torch
+from scripted import bare_snapshot
 
 from amnestic_server.errors import InvalidArgumentError
 from amnestic_server.rollout import MAX_ROUTING_KEY_CHARACTERS, Shares, check_routing_key, falls_on_candidate
-from amnestic_server.snapshot import Snapshot, Snapshots
+from amnestic_server.snapshot import Snapshots
 
 KEYS = [f"patient-{number}" for number in range(100_000)]
 
 
-def snapshot(version: int) -> Snapshot:
-    return Snapshot(version, frozenset(), None, None, torch.zeros(1, 1), torch.zeros(1))
-
-
 @pytest.fixture
 def snapshots():
-    versions = Snapshots(snapshot(1))
+    versions = Snapshots(bare_snapshot(1))
     for version in (2, 3):
-        versions.add(snapshot(version), staged=True)
+        versions.add(bare_snapshot(version), staged=True)
     return versions
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-import torch
 from google.protobuf import json_format
 from google.rpc import error_details_pb2, status_pb2
+from scripted import bare_snapshot
 
 from amnestic.v1 import prediction_pb2, prediction_pb2_grpc, unlearning_pb2, unlearning_pb2_grpc
 from amnestic_server import errors
@@ -21,7 +21,7 @@ from amnestic_server.metrics import Metrics
 from amnestic_server.records import JobRecord, JobState
 from amnestic_server.request import UnlearnRequest
 from amnestic_server.rpc import PredictionService, UnlearningService
-from amnestic_server.snapshot import Pin, Snapshot, Snapshots
+from amnestic_server.snapshot import Pin, Snapshots
 from amnestic_unlearn.spec import PRESETS, GateLimits, Method, Progress
 
 SECRET = "Xylqvornik was admitted"
@@ -70,7 +70,7 @@ class Jobs:
 
 @asynccontextmanager
 async def serving() -> AsyncIterator[Any]:
-    base = Snapshot(1, frozenset(), None, None, torch.zeros(1, 1), torch.zeros(1))
+    base = bare_snapshot(1)
     parts: Any = SimpleNamespace(
         predictor=Predictor(), jobs=Jobs(), metrics=Metrics(), snapshots=Snapshots(base), bundle=None
     )
@@ -211,7 +211,7 @@ async def test_a_version_is_let_go_of_when_the_call_has_ended_however_it_ends(er
         parts.predictor.may_go_on.clear()
         call = parts.prediction.Predict(prediction_pb2.PredictRequest(documents=["a"]), timeout=5)
         await asyncio.wait_for(parts.predictor.entered.wait(), 5)
-        draining = Snapshot(2, frozenset(), None, None, torch.zeros(1, 1), torch.zeros(1))
+        draining = bare_snapshot(2)
         parts.snapshots.add(draining)
         parts.snapshots.activate(2)
         drained = asyncio.create_task(parts.snapshots.drained())

@@ -4,23 +4,20 @@ import asyncio
 
 import pytest
 import torch
+from scripted import bare_snapshot
 
 from amnestic_server import bundle as bundles
 from amnestic_server.errors import NotFoundError
 from amnestic_server.rollout import Shares
-from amnestic_server.snapshot import Snapshot, Snapshots, base_snapshot, patched_snapshot
+from amnestic_server.snapshot import Snapshots, base_snapshot, patched_snapshot
 from amnestic_unlearn.patch import Patch, PatchError
-
-
-def snapshot(version: int) -> Snapshot:
-    return Snapshot(version, frozenset(), None, None, torch.zeros(1, 1), torch.zeros(1))
 
 
 @pytest.fixture
 def snapshots():
-    versions = Snapshots(snapshot(1))
+    versions = Snapshots(bare_snapshot(1))
     for version in (2, 3):
-        versions.add(snapshot(version))
+        versions.add(bare_snapshot(version))
     return versions
 
 
@@ -119,7 +116,7 @@ async def test_an_unknown_version_cannot_be_pinned(snapshots):
 def staged(snapshots):
     """Version 1 is active; 4 and 5 are staged, and 4 answers every call that names none."""
     for version in (4, 5):
-        snapshots.add(snapshot(version), staged=True)
+        snapshots.add(bare_snapshot(version), staged=True)
     snapshots.roll_out(4, Shares(canary=1.0), 0.0)
     return snapshots
 

@@ -10,7 +10,7 @@ import grpc
 import grpc.aio
 import numpy as np
 import pytest
-import torch
+from scripted import bare_snapshot
 
 from amnestic.oip import open_inference_pb2 as oip
 from amnestic.oip import open_inference_pb2_grpc
@@ -21,7 +21,7 @@ from amnestic_server.metrics import Metrics
 from amnestic_server.oip.service import MAX_OPEN_REQUESTS, InferenceService
 from amnestic_server.prediction import DocumentScores
 from amnestic_server.rollout import Shares, falls_on_candidate
-from amnestic_server.snapshot import Pin, Snapshot, Snapshots
+from amnestic_server.snapshot import Pin, Snapshots
 
 SECRET = "Xylqvornik"
 
@@ -58,7 +58,7 @@ class Predictor:
 
 @asynccontextmanager
 async def serving() -> AsyncIterator[Any]:
-    base = Snapshot(1, frozenset(), None, None, torch.zeros(1, 1), torch.zeros(1))
+    base = bare_snapshot(1)
     labels = ["a", "b"]
     manifest = SimpleNamespace(name="toy", labels=labels, feature_size=2)
     parts: Any = SimpleNamespace(predictor=Predictor(), metrics=Metrics(), snapshots=Snapshots(base), labels=labels)
@@ -113,7 +113,7 @@ async def until(condition: Any) -> None:
 
 async def test_a_routing_key_chooses_the_side_in_a_rollout():
     async with serving() as parts:
-        parts.snapshots.add(Snapshot(2, frozenset(), None, None, torch.zeros(1, 1), torch.zeros(1)), staged=True)
+        parts.snapshots.add(bare_snapshot(2), staged=True)
         parts.snapshots.roll_out(2, Shares(canary=0.5), 0.0)
         sides = {}
         for key in map(str, range(20)):
@@ -133,7 +133,7 @@ async def test_a_version_is_held_until_its_answer_has_left():
         stream = parts.stub.ModelStreamInfer(timeout=5)
         await stream.write(asking("two"))
         await until(lambda: parts.predictor.open == 2)
-        parts.snapshots.add(Snapshot(2, frozenset(), None, None, torch.zeros(1, 1), torch.zeros(1)))
+        parts.snapshots.add(bare_snapshot(2))
         parts.snapshots.activate(2)
         drained = asyncio.create_task(parts.snapshots.drained())
         await asyncio.sleep(0.05)
@@ -279,7 +279,7 @@ async def test_who_reads_no_answers_holds_no_version(monkeypatch):
         for number in range(40):
             await stream.write(asking(str(number)))
         await until(lambda: parts.predictor.asked == 40)
-        parts.snapshots.add(Snapshot(2, frozenset(), None, None, torch.zeros(1, 1), torch.zeros(1)))
+        parts.snapshots.add(bare_snapshot(2))
         parts.snapshots.activate(2)
         await asyncio.wait_for(parts.snapshots.drained(), 10)
         assert parts.snapshots._routed == {}
