@@ -13,17 +13,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from amnestic.v1 import prediction_pb2 as prediction
 from amnestic_client import Client, Job, JobState, Method
 from amnestic_server.bench.ceiling import Ceiling, Lengths
 from amnestic_server.bench.errors import BenchError
 from amnestic_server.bench.histogram import Measured, Second
-from amnestic_server.bench.load import Closed, Open
-from amnestic_server.bench.processes import PREDICT, Caller, Load, Server, amnestic_server
+from amnestic_server.bench.load import Open
+from amnestic_server.bench.processes import PREDICT, Caller, Load, Server, amnestic_server, predictions
 from amnestic_server.bench.rounds import Phase, Summary
 from amnestic_server.settings import available_cpus
 
-CLIENTS = 64
 QUIET, TRAINING, GATES, AFTER = "quiet", "training", "gates", "quiet again"
 SETTLE_SECONDS = 600.0
 # Longer than any job may take: the load is stopped.
@@ -102,7 +100,7 @@ def run(
     """
     threads = threads or available_cpus()
     ceiling = Ceiling(bundle, texts, threads)
-    messages = [prediction.PredictRequest(documents=[text]).SerializeToString() for text in texts]
+    messages = predictions(texts)
     ceiling.throughput()
     measured = []
     for number in range(rounds):
@@ -115,7 +113,7 @@ def run(
         ):
             _settle(client)
             caller = Caller(server.target, PREDICT, messages, Path(folder))
-            closed = Phase.of_load(f"{CLIENTS} clients", caller.measure(Closed(clients=CLIENTS, seconds=seconds)))
+            closed = caller.saturate(seconds)
             told(f"{closed.name}: {closed.rate:.1f}/s")
             dry = _forget(client, label, method, dry_run=True)
             told(f"the job without load: {dry.seconds:.1f} s")

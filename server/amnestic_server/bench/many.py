@@ -9,13 +9,11 @@ from pathlib import Path
 from amnestic.v1 import prediction_pb2 as prediction
 from amnestic_server.bench import chains
 from amnestic_server.bench.ceiling import Ceiling, Lengths
-from amnestic_server.bench.load import Closed
 from amnestic_server.bench.processes import PREDICT, Caller, amnestic_server
 from amnestic_server.bench.rounds import Phase, Summary
 from amnestic_server.settings import available_cpus
 from amnestic_server.snapshot import BASE_VERSION
 
-CLIENTS = 64
 # Messages of a mixed load: enough that each of a thousand versions is asked for.
 MESSAGES = 8192
 
@@ -102,9 +100,8 @@ def _throughput(target: str, mixes: dict[int, list[bytes]], seconds: float, told
     with tempfile.TemporaryDirectory() as folder:
         for count, messages in mixes.items():
             name = "calls to 1 version" if count == 1 else f"calls mixed over {count:,} versions"
-            measured = Caller(target, PREDICT, messages, Path(folder)).measure(Closed(clients=CLIENTS, seconds=seconds))
-            phases.append(Phase.of_load(name, measured))
-            told(f"{name}: {measured.rate:.1f}/s")
+            phases.append(Caller(target, PREDICT, messages, Path(folder)).saturate(seconds, name))
+            told(f"{name}: {phases[-1].rate:.1f}/s")
     return phases
 
 

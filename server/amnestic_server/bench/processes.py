@@ -11,14 +11,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from amnestic.v1 import prediction_pb2 as prediction
 from amnestic_server.bench.callers import write_messages
 from amnestic_server.bench.errors import BenchError
 from amnestic_server.bench.histogram import Measured
 from amnestic_server.bench.load import Closed, Found, Open, Search, Spec
+from amnestic_server.bench.rounds import Phase
 
 PREDICT = "/amnestic.v1.PredictionService/Predict"
 ECHO = "/echo.Echo/Echo"
 STOP_SECONDS = 60.0
+# Clients without a pause: enough that the server is never idle.
+CLIENTS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,11 @@ class Server:
     def megabytes(self) -> float:
         """Resident memory now."""
         return resident_megabytes(self.pid)
+
+
+def predictions(texts: Sequence[str]) -> list[bytes]:
+    """A request to predict for each text, serialised."""
+    return [prediction.PredictRequest(documents=[text]).SerializeToString() for text in texts]
 
 
 class Load:
@@ -73,6 +82,10 @@ class Caller:
         path = folder / f"messages-{len(list(folder.iterdir()))}.json"
         write_messages(messages, path)
         self._arguments = {"target": target, "method": method, "messages": str(path), "versions": versions}
+
+    def saturate(self, seconds: float, name: str = f"{CLIENTS} clients") -> Phase:
+        """What `CLIENTS` clients without a pause get. Raises BenchError."""
+        return Phase.of_load(name, self.measure(Closed(clients=CLIENTS, seconds=seconds)))
 
     @contextmanager
     def loading(self, loop: Closed | Open | Search, *, keep_calls: bool = False) -> Iterator[Load]:

@@ -15,14 +15,13 @@ from typing import Any
 
 import grpc.aio
 
-from amnestic.v1 import prediction_pb2 as prediction
 from amnestic_server.bench.ceiling import Ceiling, Lengths
 from amnestic_server.bench.load import Closed, Found, Open, Search
-from amnestic_server.bench.processes import ECHO, PREDICT, Caller, amnestic_server, echo_server
+from amnestic_server.bench.processes import CLIENTS, ECHO, PREDICT, Caller, amnestic_server, echo_server, predictions
 from amnestic_server.bench.rounds import Phase, Summary
 from amnestic_server.settings import available_cpus
 
-CONCURRENCIES = (8, 64)
+CONCURRENCIES = (8, CLIENTS)
 SHARES = (0.25, 0.5, 0.75, 0.9)
 LONE_CALLS = 96
 AMNESTIC, OPEN = "amnestic", "open loop"
@@ -67,7 +66,7 @@ def run(
     """
     threads = threads or available_cpus()
     ceiling = Ceiling(bundle, texts, threads)
-    messages = [prediction.PredictRequest(documents=[text]).SerializeToString() for text in texts]
+    messages = predictions(texts)
     measured: list[_Round] = []
     with (
         amnestic_server(bundle, threads) as server,
@@ -86,9 +85,9 @@ def run(
             measured.append(one)
     return ServingResult(
         rounds=[one.phases for one in measured],
-        of_ceiling=Summary.of([one.named(_clients(64)).rate / one.ceiling.rate for one in measured]),
+        of_ceiling=Summary.of([one.named(_clients(CLIENTS)).rate / one.ceiling.rate for one in measured]),
         added_ms=Summary.of([one.added_ms for one in measured]),
-        of_echo=Summary.of([one.named(_clients(64)).rate / one.phases[-1].rate for one in measured]),
+        of_echo=Summary.of([one.named(_clients(CLIENTS)).rate / one.phases[-1].rate for one in measured]),
         idle_megabytes=server.idle_megabytes,
         lengths=ceiling.lengths,
         limit_ms=limit_ms,
@@ -143,8 +142,7 @@ class _Round:
                 self._add(Phase.of_load(f"{OPEN}, p99 within {limit_ms:g} ms", step, share))
 
     def echo(self, caller: Caller) -> None:
-        measured = caller.measure(Closed(clients=max(CONCURRENCIES), seconds=self._seconds))
-        self._add(Phase.of_load(f"echo, {max(CONCURRENCIES)} clients", measured))
+        self._add(caller.saturate(self._seconds, f"echo, {CLIENTS} clients"))
 
     def _add(self, phase: Phase) -> None:
         self.phases.append(phase)

@@ -12,18 +12,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from amnestic.v1 import prediction_pb2 as prediction
 from amnestic_client import Client
 from amnestic_server.bench import chains
 from amnestic_server.bench.ceiling import Ceiling, Lengths
 from amnestic_server.bench.histogram import ANSWERED, Calls, Measured, Second
-from amnestic_server.bench.load import Closed, Open
-from amnestic_server.bench.processes import PREDICT, Caller, Server, amnestic_server
+from amnestic_server.bench.load import Open
+from amnestic_server.bench.processes import PREDICT, Caller, Server, amnestic_server, predictions
 from amnestic_server.bench.rounds import Phase, Summary
 from amnestic_server.settings import available_cpus
 from amnestic_server.snapshot import BASE_VERSION
 
-CLIENTS = 64
 # A call belongs to a swap if it was to be sent so near to the request for it.
 NEAR_SECONDS = 0.5
 PATCHES = 2
@@ -90,7 +88,7 @@ def run(
     """
     threads = threads or available_cpus()
     ceiling = Ceiling(bundle, texts, threads)
-    messages = [prediction.PredictRequest(documents=[text]).SerializeToString() for text in texts]
+    messages = predictions(texts)
     ceiling.throughput()
     measured = []
     for number in range(rounds):
@@ -100,7 +98,7 @@ def run(
             chains.fill(Path(folder) / "store", ceiling.bundle, swaps + 1, PATCHES)
             with amnestic_server(bundle, threads, Path(folder) / "store") as server:
                 caller = Caller(server.target, PREDICT, messages, Path(folder), versions=True)
-                closed = Phase.of_load(f"{CLIENTS} clients", caller.measure(Closed(clients=CLIENTS, seconds=seconds)))
+                closed = caller.saturate(seconds)
                 told(closed)
                 # Longer than it takes: it is stopped.
                 loop = Open(rate=share * closed.rate, seconds=swaps * interval + 3600, seed=number)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from amnestic_client import Method
-from amnestic_server.cli.bench_options import Common, common_options, measure_each, measuring, models
+from amnestic_server.cli.bench_options import Common, common_options, load_option, measure_each, measuring, models
 from amnestic_server.cli.options import chosen, method_options
 from amnestic_server.cli.progress import Bar
 from amnestic_server.cli.sections import Sectioned
@@ -37,14 +37,7 @@ Examples:
     show_default=True,
     help="Seconds of quiet before the job and after it.",
 )
-@click.option(
-    "--load",
-    "share",
-    type=click.FloatRange(min=0, min_open=True),
-    default=0.5,
-    show_default=True,
-    help="Rate of the open loop, of what 64 clients without a pause get.",
-)
+@load_option
 @method_options
 def unlearn_impact(common: Common, label: str, window: float, share: float, **settings: Any) -> None:
     """Latency while a label is forgotten under an open loop, and how long that takes beside without load.

@@ -112,6 +112,16 @@ _OPTIONS = (
 )
 
 
+load_option = click.option(
+    "--load",
+    "share",
+    type=click.FloatRange(min=0, min_open=True),
+    default=0.5,
+    show_default=True,
+    help="Rate of the open loop, of what 64 clients without a pause get.",
+)
+
+
 def common_options(function: F) -> F:
     """These options, as `common`. Refuses to begin where the packages for it are not there."""
 

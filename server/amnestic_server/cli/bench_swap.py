@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from amnestic_server.cli.bench_options import Common, common_options, measure_models, phase_line
+from amnestic_server.cli.bench_options import Common, common_options, load_option, measure_models, phase_line
 
 if TYPE_CHECKING:
     from amnestic_server.bench.tell import Result
@@ -30,14 +30,7 @@ Examples:
     show_default=True,
     help="Seconds before, between and after swaps; the half second on each side of one counts as around it.",
 )
-@click.option(
-    "--load",
-    "share",
-    type=click.FloatRange(min=0, min_open=True),
-    default=0.5,
-    show_default=True,
-    help="Rate of the open loop, of what 64 clients without a pause get.",
-)
+@load_option
 def swap(common: Common, swaps: int, interval: float, share: float) -> None:
     """Latency, failures and memory while versions are swapped under an open loop.
 
