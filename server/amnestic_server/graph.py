@@ -247,9 +247,8 @@ def _down(graph: GraphWriter, layer: str, active: str, activation: str, output: 
     """The linear layer behind an activation, without its bias; and the name of the bias to add."""
     if graph.precision is not Precision.INT8:
         return _matmul(graph, layer, active, output), graph.weight(f"{layer}.bias")
-    floor = _FLOORS[activation]
-    inputs = int8.quantise(graph, active, graph.weights.columns(f"{layer}.weight"), floor)
-    return int8.linear(graph, f"{layer}.weight", inputs, output), int8.bias_above(graph, layer, floor)
+    inputs = int8.quantise(graph, active, graph.weights.columns(f"{layer}.weight"), _FLOORS[activation])
+    return int8.linear(graph, f"{layer}.weight", inputs, output), int8.bias_above(graph, layer, inputs)
 
 
 def _add_and_normalise(

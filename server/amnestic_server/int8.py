@@ -75,10 +75,10 @@ def linear(graph: GraphWriter, name: str, inputs: Quantised, output: str) -> str
     return graph.node("Mul", [unscaled, inputs.scales], output)
 
 
-def bias_above(graph: GraphWriter, layer: str, floor: float) -> str:
-    """The bias of a linear layer whose inputs are told from `floor` up, with what the floor adds: floor * sum of W."""
+def bias_above(graph: GraphWriter, layer: str, inputs: Quantised) -> str:
+    """The bias of a linear layer, with what the floor of its inputs adds: floor * sum of W."""
     values, scales = _rounded(graph.weights.array(f"{layer}.weight"))
-    added = np.float32(floor) * values.sum(axis=1, dtype=np.int64) * scales
+    added = np.float32(inputs.floor) * values.sum(axis=1, dtype=np.int64) * scales
     return graph.array(f"{layer}.bias.above", (graph.weights.array(f"{layer}.bias") + added).astype(np.float32))
 
 
