@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -37,8 +38,15 @@ class Fitted:
     rows: Sequence[Sequence[Cell] | None]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self._table(options.max_width)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        """As wide as the table alone: what stands around it is not filled up to the width that there is."""
+        return Measurement.get(console, options, self._table(options.max_width))
+
+    def _table(self, width: int) -> Table:
         kept = list(range(len(self.columns)))
-        while self._needed(kept) > options.max_width:
+        while self._needed(kept) > width:
             least = max(kept, key=lambda index: self.columns[index].drop)
             if not self.columns[least].drop:
                 break
@@ -58,7 +66,7 @@ class Fitted:
                 table.add_section()
             else:
                 table.add_row(*(row[index] for index in kept))
-        yield table
+        return table
 
     def _needed(self, kept: Sequence[int]) -> int:
         return sum(map(self._least, kept)) + GAP * (len(kept) - 1)
