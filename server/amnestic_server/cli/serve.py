@@ -1,5 +1,6 @@
 """`amnestic serve`: every field of `Settings` is a flag with an environment twin."""
 
+import asyncio
 import dataclasses
 import logging
 import types
@@ -92,14 +93,12 @@ def command(log_level: str, as_json: bool, **values: Any) -> None:
     Once it takes calls, it prints one line with its addresses. SIGTERM or Ctrl-C ends it, after what was accepted
     has been answered.
     """
-    import uvloop
-
     from amnestic_server.app import serve  # torch and ONNX Runtime: not for --help
 
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s%(trace)s")
     for handler in logging.getLogger().handlers:
         handler.addFilter(TraceFilter())
     try:
-        uvloop.run(serve(Settings(**values), as_json=as_json))
+        asyncio.run(serve(Settings(**values), as_json=as_json))
     except (StartError, ValueError) as error:
         raise click.ClickException(str(error)) from error
