@@ -155,6 +155,14 @@ def test_log_lines_of_a_call_carry_its_trace(server, until):
     assert line.endswith(f" trace={ID}")
 
 
+def test_a_worker_is_never_forked_under_grpc(server, until):
+    """gRPC's handlers of a fork would run in the child, and may crash it."""
+    job = server.forget("alpha", dry_run=True)
+    until(server.workers)
+    server.client.cancel_job(job.job_id)
+    assert "fork() handlers" not in server.log
+
+
 def test_without_the_extra_the_flag_is_refused_and_the_environment_warned_of(serve, monkeypatch, caplog, tmp_path):
     """The bundle that is not there ends the start that went on."""
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
