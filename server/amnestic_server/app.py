@@ -12,11 +12,13 @@ from contextlib import AsyncExitStack
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 from prometheus_client import start_http_server
 
+from amnestic.dsse import SignatureError
 from amnestic.oip import open_inference_pb2, open_inference_pb2_grpc
 from amnestic.v1 import prediction_pb2, prediction_pb2_grpc, unlearning_pb2, unlearning_pb2_grpc
 from amnestic_server import bundle as bundles
 from amnestic_server import listening, otel, trace
 from amnestic_server.admission import LabelCounts
+from amnestic_server.audit import AuditError
 from amnestic_server.batcher import Batcher
 from amnestic_server.bundle import Bundle
 from amnestic_server.call import BatchStats
@@ -65,8 +67,9 @@ async def serve(settings: Settings, *, as_json: bool = False) -> None:
         bundle = _load_bundle(settings)
         documents = _load_corpus(settings, bundle)
 
-        store = Store(settings.store, bundle.digest)
+        store = Store(settings.store, bundle.digest, settings.signing_key)
         stack.callback(store.close)
+        _verify_audit(store, metrics)
         engine = Engine(
             bundle,
             device=settings.device,
@@ -212,6 +215,17 @@ def _load_bundle(settings: Settings) -> Bundle:
         return bundles.load(settings.bundle)
     except BundleError as error:
         raise StartError(f"the bundle cannot be used: {error}") from error
+
+
+def _verify_audit(store: Store, metrics: Metrics) -> None:
+    """Tell of a record that was tampered with; what is served then is still what the store says."""
+    try:
+        store.verify_audit()
+    except (AuditError, SignatureError, OSError) as error:
+        log.error("the audit record does not verify: %s", error)
+        metrics.audit_intact.set(0)
+    else:
+        metrics.audit_intact.set(1)
 
 
 def _tokenizer(bundle: Bundle) -> DocumentTokenizer:

@@ -36,10 +36,11 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What was found of a candidate on the served path."""
+    """What was found of a candidate on the served path, and the base's F1 by label on the same documents."""
 
     gates: list[Gate]
     figures: Figures
+    base_f1: dict[str, float]
 
     @property
     def passed(self) -> bool:
@@ -83,7 +84,7 @@ class Judge:
             gates.only_declared_changed(await asyncio.to_thread(self._wrongly_changed_rows, candidate)),
             gates.logit_difference(candidate.torch_logits, served.logits, limits),
         ]
-        return Judgement(conditions, figures)
+        return Judgement(conditions, figures, dict(base_f1))
 
     def _changed_digests(self, candidate: Candidate) -> int:
         in_onnx = file_digest(self._bundle.encoder) != self._bundle.manifest.files[ENCODER_ONNX]

@@ -7,6 +7,7 @@ On a CUDA device everything is queued on one stream, so that nothing waits but t
 """
 
 import os
+import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
+import amnestic
 from amnestic_server.bundle import Bundle
 from amnestic_server.devices import select_device
 from amnestic_server.errors import StartError
@@ -83,6 +85,7 @@ class Engine:
         self.device = select_device(device, bundle.manifest.precision)
         self.instances = 1 if self.device.type == "cuda" else instances or threads
         self._stream = _stream(self.device)
+        self._precision = bundle.manifest.precision
         self._feature_size = bundle.manifest.feature_size
         self._table = bundle.table.to(self.device)
         path = str(bundle.encoder)
@@ -94,6 +97,19 @@ class Engine:
                 self._narrow = _open_on_cpu(path, 1, spinning)
         self.batch_tokens = GPU_BATCH_TOKENS if self._stream is not None else CPU_BATCH_TOKENS
         self.provider: str = self._wide.get_providers()[0]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What it runs on, for the record."""
+        return {
+            "amnestic": amnestic.__version__,
+            "onnxruntime": ort.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "provider": self.provider,
+            "precision": self._precision.value,
+        }
 
     def prepare(self, rows: Sequence[EngineRow]) -> Prepared:
         """Pad the rows to the longest and gather their embeddings, each through its own version's overlay."""

@@ -16,8 +16,10 @@ from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from amnestic import dsse
 from amnestic_server import admission
 from amnestic_server import candidate as candidates
+from amnestic_server import receipt as receipts
 from amnestic_server.admission import LabelCounts
 from amnestic_server.bundle import Bundle
 from amnestic_server.candidate import Candidate, Judge, Judgement
@@ -146,6 +148,16 @@ class Jobs:
 
     async def get(self, job_id: str) -> JobView:
         return self._view(await asyncio.to_thread(self._store.job, job_id))
+
+    async def receipt(self, job_id: str) -> tuple[str, str]:
+        """The signed statement of what a job did and measured, and the public key that it was signed under, in PEM.
+
+        Raises NotFoundError, or PreconditionError where nothing was measured.
+        """
+        job = await asyncio.to_thread(self._store.job, job_id)
+        audit = await asyncio.to_thread(self._store.audit_of, job_id)
+        key = self._store.key
+        return receipts.issue(job, audit, self._bundle, key), dsse.public_pem(key.public_key())
 
     async def recent(self, limit: int) -> list[JobView]:
         """The newest first."""
@@ -319,14 +331,20 @@ class Jobs:
         set_out_from = self._versions.active
         forgotten = tuple(label for label in self._bundle.manifest.labels if label in self._union(request))
         detail["forgotten"] = forgotten
+        detail["environment"] = self._engine.environment
         await asyncio.to_thread(self._store.start_job, job_id, detail)
         await self._show_counts()
         candidate = await self._train(job_id, request, forgotten)
-        detail["change"] = {**candidate.report, "patch_digest": digest_of(candidate.data)}
+        detail["change"] = {
+            **candidate.report,
+            "patch_digest": digest_of(candidate.data),
+            "row_ids": candidate.patch.row_ids.tolist(),
+        }
         await self._update(job_id, JobState.GATING, detail)
         assert self._judge is not None
         judgement = await self._judge.judge(candidate, request.limits)
         detail["gates"] = [{**dataclasses.asdict(gate), "passed": gate.passed} for gate in judgement.gates]
+        detail["measured"] = {**dataclasses.asdict(judgement.figures), "base_f1": judgement.base_f1}
         if not judgement.passed:
             return JobState.REJECTED
         if request.dry_run:

@@ -124,6 +124,9 @@ class Metrics:
         self.open_documents = Gauge(
             "amnestic_open_documents", "Documents admitted and not yet answered.", registry=registry
         )
+        self.audit_intact = Gauge(
+            "amnestic_audit_intact", "1 if the audit record verified when the server started.", registry=registry
+        )
         self.active_version = Gauge("amnestic_active_version", "The version that answers.", registry=registry)
         self.rollout_version = Gauge(
             "amnestic_rollout_version",

@@ -123,6 +123,13 @@ class UnlearningService(unlearning_pb2_grpc.UnlearningServiceServicer):
         return unlearning.GetJobResponse(job=_job(await self._jobs.get(request.job_id)))
 
     @unary
+    async def GetReceipt(  # noqa: N802
+        self, request: unlearning.GetReceiptRequest, context: Context
+    ) -> unlearning.GetReceiptResponse:
+        envelope, public_key = await self._jobs.receipt(request.job_id)
+        return unlearning.GetReceiptResponse(envelope=envelope, public_key=public_key)
+
+    @unary
     async def ListJobs(self, request: unlearning.ListJobsRequest, context: Context) -> unlearning.ListJobsResponse:  # noqa: N802
         views = await self._jobs.recent(min(request.limit or DEFAULT_JOB_LIMIT, MAX_JOB_LIMIT))
         return unlearning.ListJobsResponse(jobs=[_job(view) for view in views])

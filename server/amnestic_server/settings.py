@@ -28,6 +28,10 @@ class Settings:
 
     bundle: Path = _setting("Directory made by `amnestic export`.")
     store: Path = _setting("Directory for versions, patches, jobs and the audit record; made if it is missing.")
+    signing_key: Path | None = _setting(
+        "Ed25519 private key in PEM that signs receipts and the audit record; unless given, the store has its own.",
+        None,
+    )
     corpus: Path | None = _setting(
         "Labelled documents that unlearning trains on and gates measure with; without it nothing can be forgotten.",
         None,

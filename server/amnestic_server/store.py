@@ -17,6 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
+from amnestic import dsse
+from amnestic_server import audit, signing
 from amnestic_server.errors import NotFoundError, PreconditionError, StartError
 from amnestic_server.records import JobRecord, JobState, VersionRecord
 from amnestic_server.rollout import RolloutRecord, Shares
@@ -56,23 +58,20 @@ CREATE TABLE IF NOT EXISTS jobs (
     started_at  REAL,
     finished_at REAL
 ) STRICT;
-
-CREATE TABLE IF NOT EXISTS audit (
-    seq     INTEGER PRIMARY KEY AUTOINCREMENT,
-    at      REAL NOT NULL,
-    action  TEXT NOT NULL,
-    job_id  TEXT,
-    version INTEGER,
-    detail  TEXT NOT NULL
-) STRICT;
 """
+# Of the tables. A store of another is refused rather than misread.
+SCHEMA_VERSION = 1
 
 
 class Store:
     """Opens and owns the store. Methods may be called from any thread; each is one transaction."""
 
-    def __init__(self, folder: Path, bundle_digest: str) -> None:
-        """Raise StartError if the store is in use, corrupt, or belongs to another bundle."""
+    def __init__(self, folder: Path, bundle_digest: str, signing_key: Path | None = None) -> None:
+        """Raise StartError if the store is in use, corrupt, or belongs to another bundle.
+
+        `signing_key` signs what the audit record comes to; the store has a key of its own unless it is given.
+        """
+        self._folder = folder
         self._patches = folder / "patches"
         self._work = folder / "work"
         try:
@@ -80,13 +79,17 @@ class Store:
                 path.mkdir(parents=True, exist_ok=True)
             self._lock_file = _lock(folder / "lock")
             self._mutex = threading.Lock()
-            self._db = sqlite3.connect(folder / "amnestic.db", check_same_thread=False, isolation_level=None)
+            self._db = sqlite3.connect(folder / audit.DATABASE, check_same_thread=False, isolation_level=None)
             self._db.row_factory = sqlite3.Row
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("PRAGMA foreign_keys = ON")
-            self._db.executescript(SCHEMA)
+            self._create_tables()
+            self.key = signing.load_key(signing_key, folder)
+            self._heads = audit.Heads(folder, self.key)
+            _sync_folder(folder)
             self._bind_to(bundle_digest)
+            self._note_key()
         except (OSError, sqlite3.Error) as error:
             raise StartError(f"the store cannot be opened: {type(error).__name__}") from error
 
@@ -142,7 +145,7 @@ class Store:
                 "INSERT INTO jobs (job_id, request_id, request, state, created_at) VALUES (?, ?, ?, ?, ?)",
                 (job.job_id, job.request_id, _json(job.request), job.state, job.created_at),
             )
-            _audit(db, "job requested", job.job_id, None, job.request)
+            audit.append(db, "job requested", job.job_id, None, job.request)
 
     def job(self, job_id: str) -> JobRecord:
         """Raises NotFoundError."""
@@ -158,6 +161,18 @@ class Store:
             return [
                 JobRecord.from_row(row) for row in db.execute("SELECT * FROM jobs ORDER BY seq DESC LIMIT ?", (limit,))
             ]
+
+    def verify_audit(self) -> audit.Verified:
+        """Raises audit.AuditError, dsse.SignatureError or OSError."""
+        heads = audit.read_heads(self._folder / audit.HEADS_FILE)
+        keys = signing.published_keys(self._folder)
+        with self._transaction() as db:
+            return audit.verify(db, heads, keys)
+
+    def audit_of(self, job_id: str) -> list[audit.Record]:
+        """What the audit record says of a job, oldest first."""
+        with self._transaction() as db:
+            return audit.records(db, job_id)
 
     def last_ended_job(self) -> JobRecord | None:
         with self._transaction() as db:
@@ -205,7 +220,7 @@ class Store:
                 (state, _json(detail), error, time.time() if state.ended else None, job_id),
             ).rowcount
             if updated and state.ended:
-                _audit(db, f"job {state.lower()}", job_id, None, {**detail, "error": error})
+                audit.append(db, f"job {state.lower()}", job_id, None, {**detail, "error": error})
 
     def activate_patch(self, job_id: str, forgotten: Sequence[str], patch_digest: str, detail: dict[str, Any]) -> int:
         """In one transaction: the version, the active pointer, the job's state and the audit record.
@@ -216,14 +231,14 @@ class Store:
         with self._transaction() as db:
             version = _add_version(db, job_id, forgotten, patch_digest, JobState.ACTIVATING, detail)
             _activate(db, version)
-            _audit(db, "version activated", job_id, version, {"forgotten": list(forgotten), "patch": patch_digest})
+            audit.append(db, "version activated", job_id, version, audit.made(forgotten, patch_digest))
         return version
 
     def stage_patch(self, job_id: str, forgotten: Sequence[str], patch_digest: str, detail: dict[str, Any]) -> int:
         """The same for a version that is to be kept until it is promoted or withdrawn: the active pointer stays."""
         with self._transaction() as db:
             version = _add_version(db, job_id, forgotten, patch_digest, JobState.STAGED, detail)
-            _audit(db, "version staged", job_id, version, {"forgotten": list(forgotten), "patch": patch_digest})
+            audit.append(db, "version staged", job_id, version, audit.made(forgotten, patch_digest))
         return version
 
     def staged_job(self, version: int) -> JobRecord:
@@ -240,7 +255,7 @@ class Store:
             job_id = _staged_job(db, version).job_id
             db.execute("UPDATE jobs SET state = ? WHERE job_id = ?", (JobState.ACTIVATING, job_id))
             _activate(db, version)
-            _audit(db, "version promoted", job_id, version, evidence)
+            audit.append(db, "version promoted", job_id, version, evidence)
 
     def withdraw(self, version: int) -> None:
         """End a staged version and its job, CANCELLED. The rows stay for the record."""
@@ -268,13 +283,19 @@ class Store:
         with self._transaction() as db:
             job_id = _staged_job(db, rollout.version).job_id
             db.execute("INSERT OR REPLACE INTO state (name, value) VALUES ('rollout', ?)", (_json(fields),))
-            _audit(db, "rollout set", job_id, rollout.version, asdict(rollout.shares))
+            audit.append(db, "rollout set", job_id, rollout.version, asdict(rollout.shares))
 
     def roll_back(self, version: int, reason: str) -> None:
         """Move the active pointer to an existing version, and record why."""
         with self._transaction() as db:
             _activate(db, version)
-            _audit(db, "rolled back", None, version, {"reason": reason})
+            audit.append(db, "rolled back", None, version, {"reason": reason})
+
+    def _create_tables(self) -> None:
+        known = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if known != SCHEMA_VERSION and self._db.execute("SELECT 1 FROM sqlite_schema").fetchone():
+            raise StartError("the store was made by a version of Amnestic that this one cannot read")
+        self._db.executescript(f"{SCHEMA}{audit.TABLE}PRAGMA user_version = {SCHEMA_VERSION};")
 
     def _bind_to(self, bundle_digest: str) -> None:
         with self._transaction() as db:
@@ -294,6 +315,15 @@ class Store:
             elif row["value"] != bundle_digest:
                 raise StartError("the store belongs to another bundle: give each bundle a store of its own")
 
+    def _note_key(self) -> None:
+        """Record which key signs from here on, where it is another than before."""
+        key = dsse.key_id(self.key.public_key())
+        with self._transaction() as db:
+            row = db.execute("SELECT value FROM state WHERE name = 'signing_key'").fetchone()
+            if row is None or row["value"] != key:
+                db.execute("INSERT OR REPLACE INTO state (name, value) VALUES ('signing_key', ?)", (key,))
+                audit.append(db, "signing key set", None, None, {"key": key})
+
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._mutex:
@@ -306,6 +336,7 @@ class Store:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
+            self._heads.advance(self._db)
 
 
 def _lock(path: Path) -> IO[bytes]:
@@ -324,13 +355,6 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _audit(db: sqlite3.Connection, action: str, job_id: str | None, version: int | None, detail: Any) -> None:
-    db.execute(
-        "INSERT INTO audit (at, action, job_id, version, detail) VALUES (?, ?, ?, ?, ?)",
-        (time.time(), action, job_id, version, _json(detail)),
-    )
 
 
 def _add_version(
@@ -375,8 +399,8 @@ def _withdraw(db: sqlite3.Connection, job: JobRecord, state: JobState, error: st
     rollout = _rollout(db)
     if rollout is not None and rollout.version == job.version:
         db.execute("DELETE FROM state WHERE name = 'rollout'")
-    _audit(db, "version withdrawn", job.job_id, job.version, {})
-    _audit(db, f"job {state.lower()}", job.job_id, None, {**job.detail, "error": error})
+    audit.append(db, "version withdrawn", job.job_id, job.version, {})
+    audit.append(db, f"job {state.lower()}", job.job_id, None, {**job.detail, "error": error})
 
 
 def _staged_job(db: sqlite3.Connection, version: int) -> JobRecord:

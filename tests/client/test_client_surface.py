@@ -38,14 +38,17 @@ EXPORTED = (
     "PredictResult",
     "Prediction",
     "Progress",
+    "Receipt",
     "ResourceExhausted",
     "Rollout",
     "ServerState",
+    "SignatureError",
     "Status",
     "Tls",
     "TlsError",
     "Unavailable",
     "Version",
+    "verify_receipt",
 )
 
 METHODS = (
@@ -59,6 +62,7 @@ METHODS = (
     "predict",
     "predict_many",
     "promote",
+    "receipt",
     "rollback",
     "rollout",
     "set_rollout",

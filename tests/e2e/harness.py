@@ -56,6 +56,7 @@ class Server:
 
     def __init__(self, folder: Path, bundle: Path, corpus: Path | None, flags: Sequence[str] = ()) -> None:
         self.store = folder / "store"
+        self.corpus = corpus
         self.log_file = folder / "stderr"
         self.arguments = ["--bundle", str(bundle), "--store", str(self.store), "--threads", "1"]
         self.arguments += ["--grpc-port", "0", "--metrics-port", "0", *flags]

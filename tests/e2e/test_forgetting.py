@@ -3,14 +3,26 @@
 The whole story is played once; each test looks at one side of what was recorded.
 """
 
+import json
 import time
 from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
+from click.testing import CliRunner
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from e2e.harness import CANARY, Recorded, Server
+from securesystemslib.dsse import Envelope
+from securesystemslib.signer import SSlibKey
 
-from amnestic_client import FailedPrecondition, Job, JobState, Version
+from amnestic import dsse
+from amnestic_client import FailedPrecondition, Job, JobState, SignatureError, Version, verify_receipt
+from amnestic_server import audit
+from amnestic_server.cli import group
+from amnestic_server.signing import PUBLIC_KEY_FILE
+from amnestic_unlearn.manifest import file_digest
+from amnestic_unlearn.patch import Patch
 
 STATES = [JobState.QUEUED, JobState.RUNNING, JobState.GATING, JobState.ACTIVATING, JobState.SUCCEEDED]
 FIRST, SECOND = "alpha", "beta"
@@ -247,6 +259,82 @@ def test_no_text_of_a_document_is_in_log_metrics_or_store(story):
     assert len(stored) > 3
     for text in (*texts, *(data.decode("latin-1") for data in stored)):
         assert CANARY.lower() not in text.lower()
+
+
+def test_the_receipt_says_what_was_asked_done_and_measured(story):
+    server, step = story.server, story.steps[0]
+    receipt = server.client.receipt(step.job.job_id)
+    key = (server.store / PUBLIC_KEY_FILE).read_bytes()
+    assert receipt.public_key.encode() == key
+    statement = verify_receipt(receipt.envelope, key)
+    said, job = statement["predicate"], step.job
+    assert statement["_type"] == "https://in-toto.io/Statement/v1"
+    assert statement["subject"] == [{"name": "patch", "digest": {"sha256": job.change.patch_digest}}]
+    assert said["request"]["labels"] == said["forgotten"] == [FIRST]
+    assert (said["job"]["outcome"], said["job"]["version"]) == ("SUCCEEDED", 2)
+    assert said["inputs"]["bundle"]["manifest.json"] == server.client.get_model().bundle_digest
+    assert said["inputs"]["corpus"] == file_digest(server.corpus)
+    assert said["change"]["row_ids"] == Patch.read(server.patch_of(2)).row_ids.tolist()
+    assert [(gate["name"], gate["value"], gate["limit"]) for gate in said["gates"]] == [
+        (gate.name, gate.value, gate.limit) for gate in job.gates
+    ]
+    assert said["measured"]["f1"].keys() == said["measured"]["base_f1"].keys() == set(story.f1_before)
+    assert said["measured"]["base_f1"] == pytest.approx(story.f1_before)
+    with audit.reading(server.store) as db:
+        records = {record.seq: record for record in audit.records(db, job.job_id)}
+    for name, action in (("requested", "job requested"), ("ended", "job succeeded")):
+        named = said["audit"][name]
+        assert named == {"seq": named["seq"], "action": action, "digest": records[named["seq"]].digest}
+    # The limits were on record before the result was.
+    assert json.loads(records[said["audit"]["requested"]["seq"]].detail)["limits"] == said["request"]["limits"]
+    assert len(said["claim"]["not_claimed"]) >= 5
+    assert server.client.receipt(job.job_id) == receipt
+
+
+def test_another_implementation_of_dsse_accepts_the_receipt(story):
+    receipt = story.server.client.receipt(story.steps[1].job.job_id)
+    envelope = Envelope.from_dict(json.loads(receipt.envelope))
+    key = SSlibKey.from_crypto(load_pem_public_key(receipt.public_key.encode()), next(iter(envelope.signatures)))
+    assert envelope.verify([key], 1)
+    assert envelope.payload_type == "application/vnd.in-toto+json"
+
+
+@pytest.mark.parametrize("part", ["payload", "payloadType", "sig"])
+def test_a_receipt_that_was_changed_does_not_verify(story, part):
+    receipt = story.server.client.receipt(story.steps[0].job.job_id)
+    envelope = json.loads(receipt.envelope)
+    changed = envelope["signatures"][0] if part == "sig" else envelope
+    first = changed[part][0]
+    changed[part] = ("B" if first != "B" else "C") + changed[part][1:]
+    with pytest.raises(SignatureError):
+        verify_receipt(json.dumps(envelope), receipt.public_key.encode())
+
+
+def test_a_receipt_is_verified_from_its_file_alone(story, tmp_path):
+    """By the commands of the documentation."""
+    server = story.server
+    key, file = server.store / PUBLIC_KEY_FILE, tmp_path / "receipt.json"
+    job_id = story.steps[1].job.job_id
+    got = CliRunner().invoke(group, ["receipt", "get", job_id, "--server", server.target, "--out", str(file)])
+    assert got.exit_code == 0, got.output
+    shown = CliRunner().invoke(group, ["receipt", "verify", str(file), "--key", str(key)])
+    assert shown.exit_code == 0, shown.output
+    assert job_id in shown.stdout
+    assert "probe_ratio" in shown.stdout
+    assert "Not claimed" in shown.stdout
+    as_json = CliRunner().invoke(group, ["receipt", "verify", str(file), "--key", str(key), "--json"])
+    assert json.loads(as_json.stdout)["predicate"]["forgotten"] == [FIRST, SECOND]
+    other = tmp_path / "other.pem"
+    other.write_text(dsse.public_pem(Ed25519PrivateKey.generate().public_key()))
+    refused = CliRunner().invoke(group, ["receipt", "verify", str(file), "--key", str(other)])
+    assert refused.exit_code == 1
+    assert refused.stderr.startswith("Error: the receipt does not verify: it is not signed by a key that is trusted")
+
+
+def test_the_audit_record_of_the_running_server_verifies(story):
+    run = CliRunner().invoke(group, ["audit", "verify", str(story.server.store)])
+    assert run.exit_code == 0, run.output
+    assert story.server.metric("amnestic_audit_intact") == 1
 
 
 def test_a_restart_serves_the_active_version_and_a_rollback_outlives_it(story, check_active):

@@ -41,7 +41,15 @@ def test_the_defaults_of_the_flags_are_those_of_the_settings(taken):
 
 @pytest.mark.parametrize("name", [name for name in FIELDS if name not in ("bundle", "store")])
 def test_every_setting_has_a_flag_an_environment_twin_and_a_sentence(taken, name):
-    values = {"corpus": Path("c"), "uds": Path("u"), "host": "::1", "device": "cpu", "spinning": True, "otel": True}
+    values = {
+        "corpus": Path("c"),
+        "uds": Path("u"),
+        "signing_key": Path("k"),
+        "host": "::1",
+        "device": "cpu",
+        "spinning": True,
+        "otel": True,
+    }
     value = (values | {"max_padding": 0.5, "uds_mode": "0600", "tcp": True, "reflection": False}).get(name, 7)
     flag = f"--{name.replace('_', '-')}"
     arguments = ["--bundle", "b", "--store", "s"]

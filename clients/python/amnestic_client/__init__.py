@@ -19,6 +19,7 @@ from amnestic_client.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from amnestic_client.receipt import SignatureError, verify_receipt
 from amnestic_client.tls import Tls, TlsError
 from amnestic_client.types import (
     Answer,
@@ -37,6 +38,7 @@ from amnestic_client.types import (
     Prediction,
     PredictResult,
     Progress,
+    Receipt,
     Rollout,
     ServerState,
     Status,
@@ -71,12 +73,15 @@ __all__ = [
     "PredictResult",
     "Prediction",
     "Progress",
+    "Receipt",
     "ResourceExhausted",
     "Rollout",
     "ServerState",
+    "SignatureError",
     "Status",
     "Tls",
     "TlsError",
     "Unavailable",
     "Version",
+    "verify_receipt",
 ]

@@ -16,7 +16,18 @@ from grpc import aio
 
 from amnestic_client import calls, errors, many, metadata, settings
 from amnestic_client.tls import Tls, explained, secured
-from amnestic_client.types import Answer, GateLimits, Job, Method, Model, PredictResult, Rollout, Status, Version
+from amnestic_client.types import (
+    Answer,
+    GateLimits,
+    Job,
+    Method,
+    Model,
+    PredictResult,
+    Receipt,
+    Rollout,
+    Status,
+    Version,
+)
 
 Result = TypeVar("Result")
 
@@ -181,6 +192,13 @@ class AsyncClient:
 
     async def get_job(self, job_id: str, *, timeout: float | None = None) -> Job:
         return await self._run(calls.get_job(job_id), timeout)
+
+    async def receipt(self, job_id: str, *, timeout: float | None = None) -> Receipt:
+        """The signed statement of what a job did and what was measured; see `verify_receipt`.
+
+        Raises FailedPrecondition unless the job succeeded or was rejected.
+        """
+        return await self._run(calls.receipt(job_id), timeout)
 
     async def list_jobs(self, limit: int | None = None, *, timeout: float | None = None) -> tuple[Job, ...]:
         """The newest jobs first, at most `limit`; None leaves that to the server."""

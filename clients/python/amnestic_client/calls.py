@@ -109,6 +109,15 @@ def get_job(job_id: str) -> Call[types.Job]:
     )
 
 
+def receipt(job_id: str) -> Call[types.Receipt]:
+    return _call(
+        _UNLEARNING,
+        "GetReceipt",
+        convert.job_request(unlearning_pb2.GetReceiptRequest, job_id),
+        lambda answer: types.Receipt(answer.envelope, answer.public_key),
+    )
+
+
 def list_jobs(limit: int | None) -> Call[tuple[types.Job, ...]]:
     return _call(
         _UNLEARNING,

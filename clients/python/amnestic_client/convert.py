@@ -19,7 +19,11 @@ from amnestic_client.errors import InvalidArgument
 T = TypeVar("T")
 State = TypeVar("State", types.JobState, types.ServerState)
 AboutJob = TypeVar(
-    "AboutJob", unlearning_pb2.WatchJobRequest, unlearning_pb2.GetJobRequest, unlearning_pb2.CancelJobRequest
+    "AboutJob",
+    unlearning_pb2.WatchJobRequest,
+    unlearning_pb2.GetJobRequest,
+    unlearning_pb2.GetReceiptRequest,
+    unlearning_pb2.CancelJobRequest,
 )
 
 

@@ -277,6 +277,14 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class Receipt:
+    """A DSSE envelope as JSON, and the key in PEM that the server says it is signed under; see `verify_receipt`."""
+
+    envelope: str
+    public_key: str
+
+
+@dataclass(frozen=True, slots=True)
 class Version:
     """The base (no job, no patch) or the base with one patch; `f1` is by label, on the gate split.
 

@@ -18,6 +18,7 @@ import type {
   PredictManyOptions,
   PredictOptions,
   PredictResult,
+  Receipt,
   Rollout,
   RolloutOptions,
   Status,
@@ -115,6 +116,17 @@ export class AmnesticClient {
     const { getJob } = UnlearningService.method;
     const request = convert.request(getJob.input, { jobId });
     return convert.job((await this.#unary(getJob, request, options)).job);
+  }
+
+  /**
+   * The signed statement of what a job did and what was measured: a DSSE envelope as JSON, with an in-toto statement in
+   * it. Rejects with `FailedPrecondition` unless the job succeeded or was rejected.
+   */
+  async receipt(jobId: string, options: CallOptions = {}): Promise<Receipt> {
+    const { getReceipt } = UnlearningService.method;
+    const request = convert.request(getReceipt.input, { jobId });
+    const { envelope, publicKey } = await this.#unary(getReceipt, request, options);
+    return { envelope, publicKey };
   }
 
   /** The newest jobs first. */

@@ -281,6 +281,14 @@ export interface DecisionDifference {
   readonly documents: number;
 }
 
+/** The signed statement of what a job did. Whoever relies on it has the key from who runs the server. */
+export interface Receipt {
+  /** A DSSE envelope as JSON. */
+  readonly envelope: string;
+  /** The Ed25519 key that the server says it is signed under, in PEM. */
+  readonly publicKey: string;
+}
+
 /** A staged version's part in the traffic and what it has told, of calls that named no version. */
 export interface Rollout {
   readonly version: number;

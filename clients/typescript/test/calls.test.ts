@@ -397,6 +397,14 @@ test("a routing key goes with every call", async (t) => {
   );
 });
 
+test("a receipt is passed on as it was signed", async (t) => {
+  const server = await FakeServer.start(t);
+  server.script("GetReceipt", { envelope: '{"payload": "e30="}', publicKey: "PEM" });
+  const receipt = await clientOf(t, server.target).receipt("some-id");
+  assert.equal(server.asked("GetReceipt")[0]?.["jobId"], "some-id");
+  assert.deepEqual(receipt, { envelope: '{"payload": "e30="}', publicKey: "PEM" });
+});
+
 test("a missing answer is an error, not an empty one", async (t) => {
   const server = await FakeServer.start(t);
   server.script("GetJob", {});

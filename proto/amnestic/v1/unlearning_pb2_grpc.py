@@ -56,6 +56,11 @@ class UnlearningServiceStub:
                 request_serializer=amnestic_dot_v1_dot_unlearning__pb2.ListJobsRequest.SerializeToString,
                 response_deserializer=amnestic_dot_v1_dot_unlearning__pb2.ListJobsResponse.FromString,
                 _registered_method=True)
+        self.GetReceipt = channel.unary_unary(
+                '/amnestic.v1.UnlearningService/GetReceipt',
+                request_serializer=amnestic_dot_v1_dot_unlearning__pb2.GetReceiptRequest.SerializeToString,
+                response_deserializer=amnestic_dot_v1_dot_unlearning__pb2.GetReceiptResponse.FromString,
+                _registered_method=True)
         self.CancelJob = channel.unary_unary(
                 '/amnestic.v1.UnlearningService/CancelJob',
                 request_serializer=amnestic_dot_v1_dot_unlearning__pb2.CancelJobRequest.SerializeToString,
@@ -122,6 +127,17 @@ class UnlearningServiceServicer:
 
     def ListJobs(self, request, context):
         """ListJobs answers the newest jobs first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetReceipt(self, request, context):
+        """GetReceipt answers the signed statement of what a job did and what was measured.
+        It is the same each time, unless the server's key was changed.
+
+        Errors: NOT_FOUND, FAILED_PRECONDITION (the job neither succeeded nor was
+        rejected).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -205,6 +221,11 @@ def add_UnlearningServiceServicer_to_server(servicer, server):
                     servicer.ListJobs,
                     request_deserializer=amnestic_dot_v1_dot_unlearning__pb2.ListJobsRequest.FromString,
                     response_serializer=amnestic_dot_v1_dot_unlearning__pb2.ListJobsResponse.SerializeToString,
+            ),
+            'GetReceipt': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetReceipt,
+                    request_deserializer=amnestic_dot_v1_dot_unlearning__pb2.GetReceiptRequest.FromString,
+                    response_serializer=amnestic_dot_v1_dot_unlearning__pb2.GetReceiptResponse.SerializeToString,
             ),
             'CancelJob': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelJob,
@@ -347,6 +368,33 @@ class UnlearningService:
             '/amnestic.v1.UnlearningService/ListJobs',
             amnestic_dot_v1_dot_unlearning__pb2.ListJobsRequest.SerializeToString,
             amnestic_dot_v1_dot_unlearning__pb2.ListJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetReceipt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/amnestic.v1.UnlearningService/GetReceipt',
+            amnestic_dot_v1_dot_unlearning__pb2.GetReceiptRequest.SerializeToString,
+            amnestic_dot_v1_dot_unlearning__pb2.GetReceiptResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -51,6 +51,13 @@ class UnlearningServiceStub:
     """GetJob answers a job as it is now. NOT_FOUND if there is none of this id."""
     ListJobs: _grpc.UnaryUnaryMultiCallable[_unlearning_pb2.ListJobsRequest, _unlearning_pb2.ListJobsResponse]
     """ListJobs answers the newest jobs first."""
+    GetReceipt: _grpc.UnaryUnaryMultiCallable[_unlearning_pb2.GetReceiptRequest, _unlearning_pb2.GetReceiptResponse]
+    """GetReceipt answers the signed statement of what a job did and what was measured.
+    It is the same each time, unless the server's key was changed.
+
+    Errors: NOT_FOUND, FAILED_PRECONDITION (the job neither succeeded nor was
+    rejected).
+    """
     CancelJob: _grpc.UnaryUnaryMultiCallable[_unlearning_pb2.CancelJobRequest, _unlearning_pb2.CancelJobResponse]
     """CancelJob stops a job that has not begun to activate. The version of a staged
     job is withdrawn: nobody can ask for it any more, and the answer comes when
@@ -105,6 +112,13 @@ class UnlearningServiceAsyncStub(UnlearningServiceStub):
     """GetJob answers a job as it is now. NOT_FOUND if there is none of this id."""
     ListJobs: _aio.UnaryUnaryMultiCallable[_unlearning_pb2.ListJobsRequest, _unlearning_pb2.ListJobsResponse]  # type: ignore[assignment]
     """ListJobs answers the newest jobs first."""
+    GetReceipt: _aio.UnaryUnaryMultiCallable[_unlearning_pb2.GetReceiptRequest, _unlearning_pb2.GetReceiptResponse]  # type: ignore[assignment]
+    """GetReceipt answers the signed statement of what a job did and what was measured.
+    It is the same each time, unless the server's key was changed.
+
+    Errors: NOT_FOUND, FAILED_PRECONDITION (the job neither succeeded nor was
+    rejected).
+    """
     CancelJob: _aio.UnaryUnaryMultiCallable[_unlearning_pb2.CancelJobRequest, _unlearning_pb2.CancelJobResponse]  # type: ignore[assignment]
     """CancelJob stops a job that has not begun to activate. The version of a staged
     job is withdrawn: nobody can ask for it any more, and the answer comes when
@@ -180,6 +194,19 @@ class UnlearningServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_unlearning_pb2.ListJobsResponse, _abc.Awaitable[_unlearning_pb2.ListJobsResponse]]:
         """ListJobs answers the newest jobs first."""
+
+    @_abc_1.abstractmethod
+    def GetReceipt(
+        self,
+        request: _unlearning_pb2.GetReceiptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_unlearning_pb2.GetReceiptResponse, _abc.Awaitable[_unlearning_pb2.GetReceiptResponse]]:
+        """GetReceipt answers the signed statement of what a job did and what was measured.
+        It is the same each time, unless the server's key was changed.
+
+        Errors: NOT_FOUND, FAILED_PRECONDITION (the job neither succeeded nor was
+        rejected).
+        """
 
     @_abc_1.abstractmethod
     def CancelJob(
