@@ -50,11 +50,33 @@ export const COMPLETE: [
   Complete<keyof unlearning.Progress, keyof amnestic.Progress>,
   Complete<keyof unlearning.Gate, keyof amnestic.Gate>,
   Complete<keyof unlearning.ChangeReport, keyof amnestic.ChangeReport>,
+  Complete<keyof unlearning.GetReceiptResponse, keyof amnestic.Receipt>,
   Complete<keyof unlearning.Version, keyof amnestic.Version>,
   Complete<keyof unlearning.Rollout, keyof amnestic.Rollout>,
   Complete<keyof unlearning.DecisionDifference, keyof amnestic.DecisionDifference>,
   Complete<keyof typeof unlearning.JobState, amnestic.JobState>,
-] = [true, true, true, true, true, true, true, true, true, true, true, true, true, true, true, true, true, true, true];
+] = [
+  true,
+  true,
+  true,
+  true,
+  true,
+  true,
+  true,
+  true,
+  true,
+  true,
+  true,
+  true,
+  true,
+  true,
+  true,
+  true,
+  true,
+  true,
+  true,
+  true,
+];
 
 test("the public names", () => {
   assert.deepEqual(Object.keys(amnestic).sort(), NAMES);
@@ -65,6 +87,7 @@ const METHODS = [...prediction.PredictionService.methods, ...unlearning.Unlearni
 test("the client has every method of both services", () => {
   const named = new Map([
     ["getStatus", "status"],
+    ["getReceipt", "receipt"],
     ["getRollout", "rollout"],
     ["promoteVersion", "promote"],
   ]);
