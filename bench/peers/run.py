@@ -21,7 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
-from peers import PEERS, Amnestic, Peer, Place, Running, make_environment, running
+from peers import PEERS, Amnestic, Peer, Place
+from running import Running, make_environment, running
 
 from amnestic_server.bench.encoders import encoder_named
 from amnestic_server.bench.errors import BenchError
