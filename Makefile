@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 TRITON := .venv-triton
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test triton check lint proto proto-check proto-baseline client-ts bench clean
+.PHONY: help demo test triton check lint proto proto-check proto-baseline client-ts bench bench-peers clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -59,6 +59,10 @@ bench: $(STAMP) ## measure serving beside its ceiling, swaps, and forgetting bes
 	$(BIN)/amnestic bench versions --shape demo --rounds 1 --seconds 3 --count 1 --count 16 --count 100
 	$(BIN)/amnestic bench unlearn-impact --rounds 1 --seconds 3 --window 8
 	$(BIN)/amnestic bench unlearn --quick
+
+bench-peers: $(STAMP) ## measure MLServer, LitServe, infinity, Triton and plain transformers beside Amnestic; installs them
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,dev,minilm]'
+	$(BIN)/python bench/peers/run.py --report docs/benchmarks
 
 clean: ## remove what was built
 	rm -rf $(VENV) $(TRITON) build dist out

@@ -10,12 +10,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 from amnestic.v1 import prediction_pb2 as prediction
 from amnestic_server.bench.callers import write_messages
 from amnestic_server.bench.errors import BenchError
 from amnestic_server.bench.histogram import Measured
-from amnestic_server.bench.load import Closed, Found, Open, Search, Spec
+from amnestic_server.bench.load import UNARY, Closed, Found, Open, Search, Spec
 from amnestic_server.bench.rounds import Phase
 
 PREDICT = "/amnestic.v1.PredictionService/Predict"
@@ -81,7 +82,15 @@ class Caller:
         """`folder` is for the messages, and has to outlive the loads."""
         path = folder / f"messages-{len(list(folder.iterdir()))}.json"
         write_messages(messages, path)
+        self._name = UNARY
         self._arguments = {"target": target, "method": method, "messages": str(path), "versions": versions}
+
+    @classmethod
+    def named(cls, name: str, arguments: dict[str, Any]) -> Self:
+        """One that calls by another function than `callers.unary`; see `load.Spec`."""
+        made = cls.__new__(cls)
+        made._name, made._arguments = name, arguments
+        return made
 
     def saturate(self, seconds: float, name: str = f"{CLIENTS} clients") -> Phase:
         """What `CLIENTS` clients without a pause get. Raises BenchError."""
@@ -90,7 +99,7 @@ class Caller:
     @contextmanager
     def loading(self, loop: Closed | Open | Search, *, keep_calls: bool = False) -> Iterator[Load]:
         """A load under way. Raises BenchError if it does not begin."""
-        spec = Spec(loop=loop, arguments=self._arguments, keep_calls=keep_calls)
+        spec = Spec(loop=loop, caller=self._name, arguments=self._arguments, keep_calls=keep_calls)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "spec.json"
             path.write_text(spec.to_json())

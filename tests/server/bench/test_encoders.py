@@ -5,25 +5,11 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import BertConfig, BertModel
 
 from amnestic_server.bench.encoders import encoder_named, pretrained_bundle
 from amnestic_server.bench.shapes import LABELS
-from amnestic_unlearn import corpus as corpora
-from amnestic_unlearn.checkpoint import learn_tokenizer
 from amnestic_unlearn.manifest import Manifest
 from amnestic_unlearn.train_settings import TrainError
-
-
-@pytest.fixture
-def pretrained(tmp_path):
-    """A BERT without a head, as a hub has them."""
-    texts = [document.text for document in corpora.read(corpora.SHIPPED, splits=("gate",))]
-    tokenizer = learn_tokenizer(texts, 400, 512)
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    BertModel(BertConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(tmp_path / "own")
-    tokenizer.save_pretrained(tmp_path / "own")
-    return tmp_path / "own"
 
 
 def test_a_bundle_has_the_encoders_weights_and_the_same_fresh_head_each_time(pretrained, tmp_path):
