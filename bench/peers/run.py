@@ -14,9 +14,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from amnestic_server.bench.load import Closed, Measured, Open, Search
 from amnestic_server.bench.processes import CLIENTS, Caller
 from amnestic_server.bench.rounds import Summary
 from amnestic_server.bench.shapes import LABELS
-from amnestic_server.bench.tell import spread
+from amnestic_server.bench.tell import ratio, spread
 from amnestic_unlearn import corpus as corpora
 
 HERE = Path(__file__).parent
@@ -40,6 +40,7 @@ CHECKED = 8
 TOLERANCE = 1e-3
 # Before a replacement, and after it.
 QUIET_SECONDS = 3.0
+REPLACE_SECONDS = 120.0
 BEGIN, END = "<!-- peers: written by `bench/peers/run.py --report` -->", "<!-- end of peers -->"
 
 
@@ -153,18 +154,19 @@ def measure(
 def replace(peer: Peer, place: Place, server: Running, caller: Caller, rate: float) -> tuple[float, Measured]:
     """Have the other model served under an open loop: the seconds until it answers, and what the loop's calls saw."""
     before = server.answers()
-    with caller.loading(Open(rate=rate, seconds=3600)) as load:
+    with caller.loading(Open(rate=rate, seconds=3600)) as load, ThreadPoolExecutor(1) as pool:
         time.sleep(QUIET_SECONDS)
         place.choose(1)
         asked = time.monotonic()
-        asking = threading.Thread(target=peer.replace, args=(place, server.restart))
-        asking.start()
+        asking = pool.submit(peer.replace, place, server.restart)
         while not (now := server.answers()) or max(abs(a - b) for a, b in zip(now, before, strict=True)) < TOLERANCE:
-            if time.monotonic() - asked > 120:
+            if asking.done():
+                asking.result()
+            if time.monotonic() - asked > REPLACE_SECONDS:
                 raise BenchError(f"{peer.name} never served the other model")
             time.sleep(0.02)
         seconds = time.monotonic() - asked
-        asking.join()
+        asking.result()
         time.sleep(QUIET_SECONDS)
         return seconds, load.stop()
 
@@ -176,7 +178,7 @@ class Settings:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A row a server, medians over the rounds; throughput also beside Amnestic's."""
+    """A row a server, medians over the rounds; the rate within the limit also as a share of Amnestic's in its round."""
     names = list(dict.fromkeys(row.peer for row in rows))
 
     def over(name: str, field: str) -> Summary:
@@ -193,13 +195,19 @@ def table(rows: Sequence[Row]) -> str:
         "replaced in, s": "replaced_seconds",
         "worst call meanwhile, ms": "worst_ms",
     }
-    lines = ["| server | " + " | ".join(columns) + " | failed meanwhile |", "| --- " * (len(columns) + 2) + "|"]
+    ours = {row.round: row.at_limit for row in rows if row.peer == Amnestic.name}
+    lines = [
+        "| server | " + " | ".join(columns) + " | failed meanwhile | rate within the p99, of Amnestic's |",
+        "| --- " * (len(columns) + 3) + "|",
+    ]
     for name in names:
         version = next(row.version for row in rows if row.peer == name)
         failed = sum(row.failed for row in rows if row.peer == name)
         calls = sum(row.calls for row in rows if row.peer == name)
         figures = " | ".join(spread(over(name, field)) for field in columns.values())
-        lines.append(f"| {name} {version} | {figures} | {failed:,} of {calls:,} |")
+        shares = [row.at_limit / ours[row.round] for row in rows if row.peer == name and ours.get(row.round)]
+        share = ratio(Summary.of(shares)) if shares else ""
+        lines.append(f"| {name} {version} | {figures} | {failed:,} of {calls:,} | {share} |")
     return "\n".join(lines)
 
 
@@ -224,6 +232,7 @@ def write_report(rows: Sequence[Row], folder: Path, said: str) -> None:
 @click.option("--seconds", type=click.FloatRange(0.5), default=10.0, show_default=True, help="Length of each load.")
 @click.option("--p99-limit", type=click.FloatRange(1), default=1000.0, show_default=True, help="In milliseconds.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/peers"), show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print every row as JSON.")
 @click.option("--here", is_flag=True, help="Take the packages of this environment, and make none for the peers.")
 @click.option("--report", type=click.Path(path_type=Path, exists=True), help="Folder with serving.md.")
 def main(
@@ -236,6 +245,7 @@ def main(
     p99_limit: float,
     out: Path,
     here: bool,
+    as_json: bool,
     report: Path | None,
 ) -> None:
     """Measure Amnestic and its peers side by side."""
@@ -248,22 +258,29 @@ def main(
     try:
         models = make_models(encoder, out / "models" / Path(encoder).name)
         right = expected(models[0] / "checkpoint", texts[:CHECKED])
-        rows: list[Row] = []
+        rows, failed = list[Row](), list[str]()
         for number in range(rounds):
             for peer in [PEERS[name] for name in names] or PEERS.values():
                 own = here or isinstance(peer, Amnestic)
                 environment = Path(sys.prefix) if own else make_environment(peer, out)
                 with tempfile.TemporaryDirectory() as folder:
                     place = Place(environment, Path(folder) / "place", _free_port(), models)
-                    rows.append(measure(peer, place, texts, right, number, settings))
+                    try:
+                        rows.append(measure(peer, place, texts, right, number, settings))
+                    except BenchError as error:
+                        # The others are measured all the same.
+                        failed.append(f"{peer.name}, round {number}: {error}")
+                        continue
                 click.echo(_line(rows[-1]), err=True)
     except (BenchError, subprocess.CalledProcessError) as error:
         raise click.ClickException(str(error)) from error
-    click.echo(table(rows))
+    click.echo(json.dumps([asdict(row) for row in rows]) if as_json else table(rows))
     if report is not None:
         resolution = max(row.resolution for row in rows)
         limit = f"the highest rate with p99 within {p99_limit:g} ms is known to within {resolution:.1f}"
         write_report(rows, report, f"{rounds} rounds, {seconds:g} s a load, {encoder}; {limit}.")
+    if failed:
+        raise click.ClickException("\n".join(failed))
 
 
 def _line(row: Row) -> str:

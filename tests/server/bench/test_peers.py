@@ -35,8 +35,20 @@ def test_the_table_has_a_row_a_server_with_medians_and_all_failures(peers):
     lines = run.table(rows).splitlines()
     assert len(lines) == 4
     assert lines[2].startswith("| one 1.2 | 20 (10-30) |")
-    assert lines[2].endswith("| 3 of 30 |")
+    assert lines[2].endswith("| 3 of 30 |  |")
     assert lines[3].startswith("| two 1.2 | 7 |")
+
+
+def test_the_rate_within_the_limit_stands_beside_that_of_amnestic_in_the_same_round(peers):
+    _, run = peers
+    rows = [
+        row(peers, peer=peer, round=number, at_limit=rate)
+        for number, (ours, theirs) in enumerate([(10.0, 5.0), (20.0, 8.0), (40.0, 24.0)])
+        for peer, rate in (("amnestic", ours), ("one", theirs))
+    ]
+    ours, theirs = run.table(rows).splitlines()[2:]
+    assert ours.endswith("| 1.000 |")
+    assert theirs.endswith("| 0.500 (0.400-0.600) |")
 
 
 def test_a_report_replaces_what_is_between_its_lines_alone(peers, tmp_path):
