@@ -245,7 +245,7 @@ class Triton(_OpenInference):
     name = "triton"
     distribution = "nvidia-pytriton"
     advice = (
-        "Python backend, dynamic batching (preferred and largest batch, queue delay), as many instances as processors"
+        "Python backend, dynamic batching (largest batch, queue delay), as many instances as processors"
         " with one thread each"
     )
     shape = (1, 1)
