@@ -217,6 +217,8 @@ def test_every_method_can_be_called_by_reflection_alone(running):
         job = {"jobId": asked["job"]["jobId"]}
         assert call("CancelJob", **job)[0]["job"]["state"] == "JOB_STATE_CANCELLED"
         assert call("WatchJob", **job) == call("GetJob", **job)
+        with pytest.raises(grpc.RpcError, match="a job has a receipt once it succeeded or was rejected"):
+            call("GetReceipt", **job)
         assert [one["jobId"] for one in call("ListJobs")[0]["jobs"]] == [job["jobId"]]
         assert [version["active"] for version in call("ListVersions")[0]["versions"]] == [True]
         with pytest.raises(grpc.RpcError, match="that version is active already"):

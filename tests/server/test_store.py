@@ -273,6 +273,7 @@ def test_a_job_through_its_life(store, folder):
     assert (ended.state, ended.error, ended.detail) == (JobState.REJECTED, "error", {"gates": [{"value": 0.5}]})
     assert ended.created_at <= ended.started_at <= ended.finished_at
     assert [action for (action,) in rows(folder, "SELECT action FROM audit ORDER BY seq")] == [
+        "signing key set",
         "job requested",
         "job rejected",
     ]
@@ -294,7 +295,7 @@ def test_a_job_that_has_ended_never_changes(store, folder):
     store.update_job("job", JobState.SUCCEEDED, {"late": True})
     store.start_job("job", {"late": True})
     assert store.job("job") == ended
-    assert len(rows(folder, "SELECT * FROM audit")) == 2
+    assert len(rows(folder, "SELECT * FROM audit WHERE job_id = 'job'")) == 2
 
 
 def test_jobs_are_listed_newest_first_and_unfinished_ones_oldest_first(store):

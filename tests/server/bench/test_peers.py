@@ -47,7 +47,7 @@ def test_the_rate_within_the_limit_stands_beside_that_of_amnestic_in_the_same_ro
         for peer, rate in (("amnestic", ours), ("one", theirs))
     ]
     ours, theirs = run.table(rows).splitlines()[2:]
-    assert ours.endswith("| 1.000 |")
+    assert ours.endswith("| 1 |")
     assert theirs.endswith("| 0.500 (0.400-0.600) |")
 
 
