@@ -76,6 +76,7 @@ class Batcher:
         self._closed = False
         self._open_documents = 0
         self._seconds_a_row = 0.0
+        self._last_ended = 0.0
         self._rows_a_document = 1.0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -237,8 +238,10 @@ class Batcher:
         with self._lock:
             self._schedule.done(batch)
             if not batch.background:
-                # A pass on one thread is one of several at a time.
-                share = seconds / (len(batch.rows) * (1 if batch.wide else self._engine.instances))
+                # Since the pass before had ended, of all that may run at once: with what lies between passes.
+                ended = time.monotonic()
+                share = (ended - max(begun, self._last_ended)) / len(batch.rows)
+                self._last_ended = ended
                 newest = NEWEST_BATCH_WEIGHT if self._seconds_a_row else 1.0
                 self._seconds_a_row += newest * (share - self._seconds_a_row)
             self._notify_worker()
