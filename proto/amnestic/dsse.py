@@ -14,6 +14,9 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
+# Of a receipt: the type of in-toto statements, and that of the predicate, which is ours.
+IN_TOTO = "application/vnd.in-toto+json"
+RECEIPT = "urn:amnestic:receipt:v1"
 _PEM_END = b"-----END PUBLIC KEY-----"
 
 

@@ -20,8 +20,6 @@ from amnestic_server.errors import PreconditionError
 from amnestic_server.records import JobRecord, JobState
 
 STATEMENT = "https://in-toto.io/Statement/v1"
-PAYLOAD_TYPE = "application/vnd.in-toto+json"
-PREDICATE = "urn:amnestic:receipt:v1"
 CLAIM = {
     "level": "class-level behaviour, measured",
     "claimed": [
@@ -53,10 +51,10 @@ def issue(job: JobRecord, audit: Sequence[Record], bundle: Bundle, key: Ed25519P
     statement = {
         "_type": STATEMENT,
         "subject": [{"name": "patch", "digest": {"sha256": job.detail["change"]["patch_digest"]}}],
-        "predicateType": PREDICATE,
+        "predicateType": dsse.RECEIPT,
         "predicate": _predicate(job, audit, bundle),
     }
-    return dsse.sign(PAYLOAD_TYPE, json.dumps(statement, sort_keys=True, allow_nan=False).encode(), key)
+    return dsse.sign(dsse.IN_TOTO, json.dumps(statement, sort_keys=True, allow_nan=False).encode(), key)
 
 
 def _predicate(job: JobRecord, audit: Sequence[Record], bundle: Bundle) -> dict[str, Any]:

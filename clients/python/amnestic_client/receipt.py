@@ -6,9 +6,6 @@ from typing import Any
 from amnestic import dsse
 from amnestic.dsse import SignatureError
 
-PAYLOAD_TYPE = "application/vnd.in-toto+json"
-PREDICATE = "urn:amnestic:receipt:v1"
-
 __all__ = ["SignatureError", "verify_receipt"]
 
 
@@ -18,7 +15,7 @@ def verify_receipt(envelope: str | bytes, public_key: bytes) -> dict[str, Any]:
     `public_key` is Ed25519 in PEM, from whoever runs the server and not from who shows the receipt; several, one behind
     the other, where the key has changed. Raises SignatureError.
     """
-    statement: dict[str, Any] = json.loads(dsse.verify(envelope, PAYLOAD_TYPE, dsse.read_public_keys(public_key)))
-    if statement.get("predicateType") != PREDICATE:
+    statement: dict[str, Any] = json.loads(dsse.verify(envelope, dsse.IN_TOTO, dsse.read_public_keys(public_key)))
+    if statement.get("predicateType") != dsse.RECEIPT:
         raise SignatureError("it is a statement of something else than a receipt")
     return statement
