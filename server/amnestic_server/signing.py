@@ -1,12 +1,12 @@
 """The Ed25519 key that signs receipts and heads of the audit record."""
 
-import os
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from amnestic import dsse
+from amnestic_server import durable
 from amnestic_server.errors import StartError
 
 KEY_FILE = "signing-key.pem"
@@ -22,13 +22,13 @@ def load_key(path: Path | None, store: Path) -> Ed25519PrivateKey:
     """
     own = store / KEY_FILE
     if path is None and not own.exists():
-        _write_durably(own, _pem(Ed25519PrivateKey.generate()), 0o600)
+        durable.write(own, _pem(Ed25519PrivateKey.generate()), 0o600)
     key = _read(path or own)
     public = dsse.public_pem(key.public_key()).encode()
     published = store / PUBLIC_KEY_FILE
     known = published.read_bytes() if published.exists() else b""
     if public not in known:
-        _write_durably(published, known + public, 0o644)
+        durable.write(published, known + public, 0o644)
     return key
 
 
@@ -49,12 +49,3 @@ def _read(path: Path) -> Ed25519PrivateKey:
 
 def _pem(key: Ed25519PrivateKey) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-
-
-def _write_durably(path: Path, data: bytes, mode: int) -> None:
-    temporary = path.with_suffix(".partial")
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -7,7 +7,6 @@ Document text is never stored.
 
 import fcntl
 import json
-import os
 import sqlite3
 import threading
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from amnestic import dsse
-from amnestic_server import audit, signing
+from amnestic_server import audit, durable, signing
 from amnestic_server.errors import NotFoundError, PreconditionError, StartError
 from amnestic_server.records import JobRecord, JobState, VersionRecord
 from amnestic_server.rollout import RolloutRecord, Shares
@@ -87,7 +86,7 @@ class Store:
             self._create_tables()
             self.key = signing.load_key(signing_key, folder)
             self._heads = audit.Heads(folder, self.key)
-            _sync_folder(folder)
+            durable.sync_folder(folder)
             self._bind_to(bundle_digest)
             self._note_key()
         except (OSError, sqlite3.Error) as error:
@@ -104,14 +103,7 @@ class Store:
     def write_patch(self, data: bytes) -> str:
         """Make a patch durable under its digest, and return the digest."""
         digest = digest_of(data)
-        path = self.patch_path(digest)
-        temporary = path.with_suffix(".partial")
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
+        durable.write(self.patch_path(digest), data)
         return digest
 
     def patch_path(self, digest: str) -> Path:
@@ -347,14 +339,6 @@ def _lock(path: Path) -> IO[bytes]:
         file.close()
         raise StartError("the store is in use by another process") from None
     return file
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _add_version(
