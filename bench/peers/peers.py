@@ -10,6 +10,7 @@ import subprocess
 import sys
 import sysconfig
 import urllib.request
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -64,29 +65,33 @@ class Place:
         link.replace(self.current)
 
 
-class Peer:
+class Peer(ABC):
     """One kind of server. `advice` says how its documentation has it set up, and so it is here."""
 
     name: str
     distribution: str
     advice: str
 
-    def command(self, place: Place) -> list[str]:
-        raise NotImplementedError
+    @abstractmethod
+    def command(self, place: Place) -> list[str]: ...
 
     def variables(self, place: Place) -> dict[str, str]:
         return {}
 
-    def prepare(self, place: Place) -> None:
+    def prepare(self, place: Place) -> None:  # noqa: B027  (some read nothing)
         """Write what the server reads."""
 
+    @abstractmethod
     def caller(self, place: Place, texts: Sequence[str]) -> tuple[str, dict[str, Any]]:
         """The load's caller and its arguments."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ask(self, place: Place, text: str) -> list[float]:
         """The probabilities of one document, in label order. Raises OSError, ValueError or grpc.RpcError."""
-        raise NotImplementedError
+
+    def ask_checkpoint(self, place: Place, text: str) -> list[float]:
+        """The same of the checkpoint's own weights, where others may be served beside them."""
+        return self.ask(place, text)
 
     def replace(self, place: Place, restart: Callable[[], None]) -> None:
         """Have the model of `place.current`, which has just changed, served in place of the one before."""
@@ -97,14 +102,14 @@ class Peer:
         return subprocess.run([place.python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
-class _Grpc(Peer):
+class _Grpc(Peer, ABC):
     method: str
 
-    def message(self, text: str) -> bytes:
-        raise NotImplementedError
+    @abstractmethod
+    def message(self, text: str) -> bytes: ...
 
-    def read(self, answer: bytes) -> list[float]:
-        raise NotImplementedError
+    @abstractmethod
+    def read(self, answer: bytes) -> list[float]: ...
 
     def target(self, place: Place) -> str:
         return f"127.0.0.1:{place.port}"
@@ -148,14 +153,14 @@ class _OpenInference(_Grpc):
         _post(f"http://127.0.0.1:{place.port + 1}/v2/repository/models/{MODEL}/load", b"{}")
 
 
-class _Http(Peer):
+class _Http(Peer, ABC):
     path: str
 
-    def body(self, text: str) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def body(self, text: str) -> dict[str, Any]: ...
 
-    def read(self, answer: Any) -> list[float]:
-        raise NotImplementedError
+    @abstractmethod
+    def read(self, answer: Any) -> list[float]: ...
 
     def url(self, place: Place) -> str:
         return f"http://127.0.0.1:{place.port}{self.path}"
@@ -195,8 +200,7 @@ class Amnestic(_Grpc):
         (one,) = prediction.PredictResponse.FromString(answer).predictions
         return [score.probability for score in one.scores]
 
-    def base(self, place: Place, text: str) -> list[float]:
-        """As `ask`, of the version that has the checkpoint's weights."""
+    def ask_checkpoint(self, place: Place, text: str) -> list[float]:
         with Client(self.target(place)) as client:
             (one,) = client.predict(text, version=1).predictions
             return [score.probability for score in one.scores]

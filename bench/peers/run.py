@@ -32,6 +32,8 @@ from amnestic_server.bench.rounds import Summary
 from amnestic_server.bench.shapes import LABELS
 from amnestic_server.bench.tell import ratio, spread
 from amnestic_unlearn import corpus as corpora
+from amnestic_unlearn.bench.ledger import line
+from amnestic_unlearn.bench.page import markdown, write_between
 
 HERE = Path(__file__).parent
 MAX_TOKENS = 512
@@ -110,7 +112,7 @@ def expected(checkpoint: Path, texts: Sequence[str]) -> list[list[float]]:
 def check(peer: Peer, place: Place, texts: Sequence[str], right: Sequence[Sequence[float]]) -> None:
     """Raises BenchError unless the server computes what the checkpoint says."""
     for text, probabilities in zip(texts, right, strict=True):
-        answer = peer.base(place, text) if isinstance(peer, Amnestic) else peer.ask(place, text)
+        answer = peer.ask_checkpoint(place, text)
         off = max(abs(one - other) for one, other in zip(answer, probabilities, strict=True))
         if off > TOLERANCE:
             raise BenchError(f"{peer.name} answers otherwise than the checkpoint: a probability is {off:.4f} off")
@@ -121,7 +123,7 @@ def measure(
 ) -> Row:
     with running(peer, place, texts[0]) as server:
         check(peer, place, texts[: len(right)], right)
-        caller = Caller.named(*peer.caller(place, texts))
+        caller = Caller(*peer.caller(place, texts))
         idle = server.megabytes()
         lone = caller.measure(Closed(clients=1, seconds=settings.seconds))
         closed = caller.measure(Closed(clients=CLIENTS, seconds=settings.seconds))
@@ -195,32 +197,25 @@ def table(rows: Sequence[Row]) -> str:
         "replaced in, s": "replaced_seconds",
         "worst call meanwhile, ms": "worst_ms",
     }
+    body = []
     ours = {row.round: row.at_limit for row in rows if row.peer == Amnestic.name}
-    lines = [
-        "| server | " + " | ".join(columns) + " | failed meanwhile | rate within the p99, of Amnestic's |",
-        "| --- " * (len(columns) + 3) + "|",
-    ]
     for name in names:
         version = next(row.version for row in rows if row.peer == name)
         failed = sum(row.failed for row in rows if row.peer == name)
         calls = sum(row.calls for row in rows if row.peer == name)
-        figures = " | ".join(spread(over(name, field)) for field in columns.values())
+        figures = [spread(over(name, field)) for field in columns.values()]
         shares = [row.at_limit / ours[row.round] for row in rows if row.peer == name and ours.get(row.round)]
         share = ratio(Summary.of(shares)) if shares else ""
-        lines.append(f"| {name} {version} | {figures} | {failed:,} of {calls:,} | {share} |")
-    return "\n".join(lines)
+        body.append([f"{name} {version}", *figures, f"{failed:,} of {calls:,}", share])
+    return markdown(["server", *columns, "failed meanwhile", "rate within the p99, of Amnestic's"], body)
 
 
 def write_report(rows: Sequence[Row], folder: Path, said: str) -> None:
-    (folder / "serving-peers.jsonl").write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
-    page = folder / "serving.md"
-    text = page.read_text()
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    advice = "\n".join(
-        f"- {peer.name}: {peer.advice}." for peer in PEERS.values() if any(row.peer == peer.name for row in rows)
-    )
-    page.write_text(f"{before}{BEGIN}\n\n{said}\n\n{table(rows)}\n\n{advice}\n\n{END}{after}")
+    """Raises ReportError if the page has no place for it."""
+    (folder / "serving-peers.jsonl").write_text("".join(line(asdict(row)) for row in rows))
+    measured = {row.peer for row in rows}
+    advice = "".join(f"- {peer.name}: {peer.advice}.\n" for peer in PEERS.values() if peer.name in measured)
+    write_between(folder / "serving.md", BEGIN, END, [f"{said}\n", table(rows), advice], "")
 
 
 @click.command()

@@ -4,6 +4,7 @@ import json
 import shutil
 import sqlite3
 import time
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -58,9 +59,7 @@ def rewrite(folder):
     with audit.reading(folder) as db:
         previous, digests = audit.NOTHING, []
         for seq, record in enumerate(audit.records(db), start=1):
-            previous = audit.Record(seq, *(getattr(record, name) for name in audit.Record.__slots__[1:])).digest_after(
-                previous
-            )
+            previous = replace(record, seq=seq).digest_after(previous)
             digests.append((record.seq, seq, previous))
     tamper(
         folder,

@@ -112,7 +112,7 @@ def run(
             Client(server.target) as client,
         ):
             _settle(client)
-            caller = Caller(server.target, PREDICT, messages, Path(folder))
+            caller = Caller.unary(server.target, PREDICT, messages, Path(folder))
             closed = caller.saturate(seconds)
             told(f"{closed.name}: {closed.rate:.1f}/s")
             dry = _forget(client, label, method, dry_run=True)

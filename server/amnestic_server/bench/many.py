@@ -100,7 +100,7 @@ def _throughput(target: str, mixes: dict[int, list[bytes]], seconds: float, told
     with tempfile.TemporaryDirectory() as folder:
         for count, messages in mixes.items():
             name = "calls to 1 version" if count == 1 else f"calls mixed over {count:,} versions"
-            phases.append(Caller(target, PREDICT, messages, Path(folder)).saturate(seconds, name))
+            phases.append(Caller.unary(target, PREDICT, messages, Path(folder)).saturate(seconds, name))
             told(f"{name}: {phases[-1].rate:.1f}/s")
     return phases
 

@@ -74,23 +74,22 @@ class Load:
 
 
 class Caller:
-    """Puts loads on one method of one server, with messages that are sent round and round."""
+    """Puts loads on one server, by the function that `name` names and its arguments; see `load.Spec`."""
 
-    def __init__(
-        self, target: str, method: str, messages: Sequence[bytes], folder: Path, *, versions: bool = False
-    ) -> None:
-        """`folder` is for the messages, and has to outlive the loads."""
-        path = folder / f"messages-{len(list(folder.iterdir()))}.json"
-        write_messages(messages, path)
-        self._name = UNARY
-        self._arguments = {"target": target, "method": method, "messages": str(path), "versions": versions}
+    def __init__(self, name: str, arguments: dict[str, Any]) -> None:
+        self._name, self._arguments = name, arguments
 
     @classmethod
-    def named(cls, name: str, arguments: dict[str, Any]) -> Self:
-        """One that calls by another function than `callers.unary`; see `load.Spec`."""
-        made = cls.__new__(cls)
-        made._name, made._arguments = name, arguments
-        return made
+    def unary(
+        cls, target: str, method: str, messages: Sequence[bytes], folder: Path, *, versions: bool = False
+    ) -> Self:
+        """Of one gRPC method, with messages that are sent round and round.
+
+        `folder` is for the messages, and has to outlive the loads.
+        """
+        path = folder / f"messages-{len(list(folder.iterdir()))}.json"
+        write_messages(messages, path)
+        return cls(UNARY, {"target": target, "method": method, "messages": str(path), "versions": versions})
 
     def saturate(self, seconds: float, name: str = f"{CLIENTS} clients") -> Phase:
         """What `CLIENTS` clients without a pause get. Raises BenchError."""

@@ -73,8 +73,8 @@ def run(
         echo_server() as echo,
         tempfile.TemporaryDirectory() as folder,
     ):
-        caller = Caller(server.target, PREDICT, messages, Path(folder))
-        echoed = Caller(echo, ECHO, messages, Path(folder))
+        caller = Caller.unary(server.target, PREDICT, messages, Path(folder))
+        echoed = Caller.unary(echo, ECHO, messages, Path(folder))
         ceiling.throughput()
         for number in range(rounds):
             one = _Round(number, seconds, on_phase)

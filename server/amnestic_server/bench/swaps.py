@@ -97,7 +97,7 @@ def run(
         with tempfile.TemporaryDirectory() as folder:
             chains.fill(Path(folder) / "store", ceiling.bundle, swaps + 1, PATCHES)
             with amnestic_server(bundle, threads, Path(folder) / "store") as server:
-                caller = Caller(server.target, PREDICT, messages, Path(folder), versions=True)
+                caller = Caller.unary(server.target, PREDICT, messages, Path(folder), versions=True)
                 closed = caller.saturate(seconds)
                 told(closed)
                 # Longer than it takes: it is stopped.

@@ -78,7 +78,7 @@ def test_every_peer_has_pinned_requirements(peers):
 def test_a_server_that_answers_something_else_is_not_measured(peers):
     servers, run = peers
 
-    class Wrong(servers.Peer):
+    class Wrong(servers.LitServe):
         name = "wrong"
 
         def ask(self, place, text):
