@@ -111,9 +111,11 @@ def _versions(place: Any, result: VersionsResult) -> None:
     held = [one for one in result.held if one.versions]
     base = next(one for one in result.held if not one.versions).idle_megabytes.median
     across = [one.versions for one in held]
+    above = [one.idle_megabytes.median - base for one in held]
     place.plot(
         across,
-        [one.idle_megabytes.median - base for one in held],
+        # Few versions may be less than the noise of a start, and a logarithmic axis has no place for that.
+        [megabytes if megabytes > 0 else math.nan for megabytes in above],
         color="#0072B2",
         marker="o",
         label="MB above the base",
