@@ -307,7 +307,11 @@ def test_an_unforeseen_error_is_named_by_type_and_place_alone(job, tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts anonymous memory on Linux alone")
 def test_the_memory_limit_holds_from_the_first_import_on(job, tmp_path):
-    assert "out of memory" in reason(dataclasses.replace(job, memory_bytes=160 << 20), tmp_path)
+    """Memory may end in Python, in C++ or in the dynamic loader, which end the process each in its own way."""
+    code, messages = run(dataclasses.replace(job, memory_bytes=160 << 20), tmp_path)
+    assert code not in (0, USAGE, ORPHANED, STOPPED)
+    assert not any(isinstance(message, Progress) for message in messages)
+    assert not (tmp_path / PATCH_FILE).exists()
 
 
 def test_wrong_arguments_are_told_on_standard_error(tmp_path):
