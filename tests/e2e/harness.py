@@ -58,6 +58,8 @@ class Server:
         self.store = folder / "store"
         self.corpus = corpus
         self.log_file = folder / "stderr"
+        self.environment: dict[str, str] = {}
+        self.program = amnestic()
         self.arguments = ["--bundle", str(bundle), "--store", str(self.store), "--threads", "1"]
         self.arguments += ["--grpc-port", "0", "--metrics-port", "0", *flags]
         if corpus is not None:
@@ -85,7 +87,11 @@ class Server:
     def start(self) -> Self:
         with self.log_file.open("a") as log:
             self._process = subprocess.Popen(
-                amnestic("serve", *self.arguments), stdout=subprocess.PIPE, stderr=log, text=True, env=environment()
+                [*self.program, "serve", *self.arguments],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=environment() | self.environment,
             )
         assert self._process.stdout is not None
         ready = READY.fullmatch(self._process.stdout.readline())
