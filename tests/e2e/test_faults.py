@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from collections import Counter
 
 import grpc
 import pytest
@@ -155,9 +156,11 @@ def test_an_engine_that_is_lost_ends_the_process_and_a_restart_serves(
     calls = clients.stop()
     assert [answer.status for answer in health.seen] == [SERVING, NOT_SERVING]
     assert {one.error.code() for one in (watch, stream)} == {grpc.StatusCode.UNAVAILABLE}
-    answered = [call for call in calls if call.code == "OK"]
-    assert {call.code for call in calls} == {"OK", "UNAVAILABLE"}
-    check_answers(answered, lambda version: None)
+    codes = Counter(call.code for call in calls)
+    # gRPC itself cancels what arrives in the instant in which it closes, before the server sees it.
+    assert codes.pop("CANCELLED", 0) <= 4
+    assert codes.keys() == {"OK", "UNAVAILABLE"}
+    check_answers([call for call in calls if call.code == "OK"], lambda version: None)
     assert server.log.endswith("Error: the engine failed; the log says how. A restart serves again\n")
     assert faulty.SECRET not in server.log
     assert "Traceback" not in server.log
