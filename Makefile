@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 TRITON := .venv-triton
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test triton check lint proto proto-check proto-baseline client-ts bench bench-peers clean
+.PHONY: help demo test soak triton check lint proto proto-check proto-baseline client-ts bench bench-peers clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -28,6 +28,9 @@ demo: $(STAMP) ## train, serve, forget a class while serving
 test: $(STAMP) ## run the tests
 	@$(MAKE) --no-print-directory triton || echo "no Triton client could be installed: its tests are skipped"
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+soak: $(STAMP) ## the runs that take minutes: what is promised under load, many times over
+	$(BIN)/python -m pytest tests/soak -m soak -s
 
 triton: $(TRITON)/.installed ## set up Triton's client and perf_analyzer for the tests
 

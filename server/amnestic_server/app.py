@@ -24,7 +24,7 @@ from amnestic_server.bundle import Bundle
 from amnestic_server.call import BatchStats
 from amnestic_server.calls import TraceInterceptor
 from amnestic_server.engine import Engine, limit_library_threads
-from amnestic_server.errors import ExitError, StartError
+from amnestic_server.errors import DrainingError, ExitError, StartError
 from amnestic_server.evaluation import Evaluator, GateDocuments
 from amnestic_server.inference_stats import InferenceStats
 from amnestic_server.jobs import Jobs
@@ -200,7 +200,9 @@ async def _finish(jobs: Jobs, batcher: Batcher, seconds: float) -> int:
     closing = asyncio.create_task(jobs.close())
     answered = asyncio.create_task(batcher.idle(seconds))
     await asyncio.wait((closing, answered), timeout=seconds)
-    return batcher.open_documents
+    unanswered = batcher.open_documents
+    batcher.fail_open_calls(DrainingError)
+    return unanswered
 
 
 def _tracing(settings: Settings, stack: AsyncExitStack) -> TraceInterceptor:

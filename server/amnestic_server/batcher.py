@@ -25,7 +25,7 @@ from itertools import islice
 
 from amnestic_server.call import Answer, BatchStats, Call, Row, Timings
 from amnestic_server.engine import Engine, Output, Prepared
-from amnestic_server.errors import DeadlineError, EngineError, EngineLostError, QueueFullError
+from amnestic_server.errors import AmnesticError, DeadlineError, EngineError, EngineLostError, QueueFullError
 from amnestic_server.queue import RowQueue
 from amnestic_server.schedule import Batch, Schedule
 from amnestic_server.snapshot import Snapshot
@@ -45,7 +45,7 @@ NEWEST_BATCH_WEIGHT = 0.2
 # Waits before a row without text is tried once more: memory may be short for a moment.
 BLANK_ROW_WAITS = (0.0, 0.1, 0.3, 1.0)
 # A pass that hangs in the provider can't be interrupted, and must not keep the process from its end.
-CLOSE_SECONDS = 5.0
+CLOSE_SECONDS = 1.0
 
 
 class Batcher:
@@ -153,6 +153,11 @@ class Batcher:
         except TimeoutError:
             return False
         return True
+
+    def fail_open_calls(self, error: Callable[[], AmnesticError]) -> None:
+        """Answer every call that is still open with an error of its own."""
+        for call in self._open_calls:
+            call.fail(error())
 
     def close(self) -> None:
         """Stop the threads once the batches in hand are done, but wait for them `CLOSE_SECONDS` at most.
@@ -343,14 +348,13 @@ class Batcher:
     def _lose_engine(self) -> None:
         """Give up for good: stop the threads, fail what is open, and tell of it."""
         self._stop_threads()
-        self._post(self._fail_open_calls)
+        self._post(self._tell_of_loss)
 
-    def _fail_open_calls(self) -> None:
+    def _tell_of_loss(self) -> None:
         if not self.lost.is_set():
             log.critical("the engine is lost: %d documents are not answered", self._open_documents)
         self.lost.set()
-        for call in self._open_calls:
-            call.fail(EngineLostError())
+        self.fail_open_calls(EngineLostError)
 
     def _post(self, function: Callable[..., None], *args: object) -> None:
         """Call on the event loop's thread, if the loop is still there."""

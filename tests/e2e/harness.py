@@ -10,19 +10,22 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import grpc
 import numpy as np
 import psutil
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 from safetensors.torch import load_file
 
+from amnestic.oip import open_inference_pb2, open_inference_pb2_grpc
 from amnestic_client import Client, Job
 from amnestic_unlearn.architecture import ARCHITECTURES
 from amnestic_unlearn.manifest import MANIFEST, Manifest, file_digest
@@ -44,6 +47,7 @@ ANYTHING = {
     "retain_f1_drop_max": 1.0,
     "retain_label_drop_max": 1.0,
 }
+LONG_JOB = METHOD | {"epochs": 1000}
 SCRIPT = Path(__file__).with_name("traffic.py")
 JOB_SECONDS = 120
 ROWS = 48
@@ -251,6 +255,55 @@ class Traffic:
                 process.communicate(timeout=10)
 
 
+class Watching(threading.Thread):
+    """Reads a stream to its end: what came, and the error that ended it."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+        self.error: grpc.RpcError | None = None
+        self._stream = stream
+        self.start()
+
+    def run(self) -> None:
+        try:
+            for answer in self._stream:
+                self.seen.append(answer)
+        except grpc.RpcError as error:
+            self.error = error
+
+    def ended_with(self) -> grpc.StatusCode | None:
+        """Wait for the stream's end; None if it was no error."""
+        self.join(JOB_SECONDS)
+        assert not self.is_alive()
+        return self.error and self.error.code()
+
+
+class Streaming:
+    """A stream of the Open Inference Protocol that asks without pause; the ids of its requests, in order."""
+
+    def __init__(self, channel: grpc.Channel, model: str, texts: Sequence[str]) -> None:
+        self.sent: list[str] = []
+        self._model, self._texts = model, texts
+        self._ended = threading.Event()
+        stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        self._watching = Watching(stub.ModelStreamInfer(self._requests(), timeout=JOB_SECONDS))
+
+    @property
+    def answers(self) -> list[Any]:
+        return [answer.infer_response for answer in self._watching.seen]
+
+    def ended_with(self) -> grpc.StatusCode | None:
+        code = self._watching.ended_with()
+        self._ended.set()
+        return code
+
+    def _requests(self) -> Iterator[Any]:
+        while not self._ended.is_set():
+            self.sent.append(str(len(self.sent)))
+            yield infer_request(self._model, self.sent[-1], self._texts[len(self.sent) % len(self._texts)])
+
+
 def make_patch(bundle: Path, seed: int) -> Patch:
     """Random rows and a random head around the base's: seeds that differ answer visibly differently."""
     manifest = Manifest.read(bundle)
@@ -264,6 +317,15 @@ def make_patch(bundle: Path, seed: int) -> Patch:
     return Patch(
         file_digest(bundle / MANIFEST), forgotten, ids, table[ids] + near[0], weight, head["bias"] - 0.1 * seed
     )
+
+
+def infer_request(model: str, name: str, text: str) -> open_inference_pb2.ModelInferRequest:
+    """A request of the Open Inference Protocol with one document."""
+    contents = open_inference_pb2.InferTensorContents(bytes_contents=[text.encode()])
+    tensor = open_inference_pb2.ModelInferRequest.InferInputTensor(
+        name="text", datatype="BYTES", shape=[1], contents=contents
+    )
+    return open_inference_pb2.ModelInferRequest(model_name=model, id=name, inputs=[tensor])
 
 
 def amnestic(*arguments: str) -> list[str]:

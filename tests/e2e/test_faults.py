@@ -1,16 +1,14 @@
 """Faults of workers and of the engine, in a real process that is asked over real gRPC: see `faulty`."""
 
-import sys
 import threading
 from collections import Counter
 
 import grpc
 import pytest
 from e2e import faulty
-from e2e.harness import METHOD
+from e2e.harness import LONG_JOB, Watching, infer_request
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from amnestic.oip import open_inference_pb2 as oip
 from amnestic.oip import open_inference_pb2_grpc
 from amnestic.v1 import prediction_pb2, prediction_pb2_grpc, unlearning_pb2, unlearning_pb2_grpc
 from amnestic_client import JobState
@@ -20,21 +18,6 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 # Words of the toy's, with the two special tokens.
 POISON = "ward week well"
-LONG_JOB = METHOD | {"epochs": 1000}
-
-
-@pytest.fixture(scope="module")
-def start_faulty(serve_for_module, tmp_path_factory):
-    """Start a server that fails as its file says; both are returned."""
-
-    def start(*flags, **options):
-        fault = tmp_path_factory.mktemp("fault") / "fault"
-        fault.write_text("")
-        server = serve_for_module(*flags, start=False, **options)
-        server.program = [sys.executable, faulty.__file__, str(fault)]
-        return server.start(), fault
-
-    return start
 
 
 @pytest.fixture(scope="module")
@@ -113,22 +96,6 @@ def test_a_document_that_the_engine_fails_on_fails_alone_however_often(
     assert faulty.SECRET not in server.log
 
 
-class Watching(threading.Thread):
-    """Reads a stream to its end: what came, and the error that ended it."""
-
-    def __init__(self, stream):
-        super().__init__()
-        self.stream, self.seen, self.error = stream, [], None
-        self.start()
-
-    def run(self):
-        try:
-            for answer in self.stream:
-                self.seen.append(answer)
-        except grpc.RpcError as error:
-            self.error = error
-
-
 def test_an_engine_that_is_lost_ends_the_process_and_a_restart_serves(
     start_faulty, traffic, texts, reach, until, check_answers, check_active
 ):
@@ -142,7 +109,7 @@ def test_an_engine_that_is_lost_ends_the_process_and_a_restart_serves(
         stop = threading.Event()
         stream = Watching(
             open_inference_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(
-                requests(server.client.get_model().name, stop), timeout=60
+                one_request(server.client.get_model().name, stop), timeout=60
             )
         )
         until(lambda: health.seen and watch.seen and stream.seen)
@@ -150,12 +117,9 @@ def test_an_engine_that_is_lost_ends_the_process_and_a_restart_serves(
         fault.write_text("lost")
         assert server.wait(30) == 1
         stop.set()
-        for one in (health, watch, stream):
-            one.join(10)
-            assert not one.is_alive()
+        assert [one.ended_with() for one in (health, watch, stream)] == [grpc.StatusCode.UNAVAILABLE] * 3
     calls = clients.stop()
     assert [answer.status for answer in health.seen] == [SERVING, NOT_SERVING]
-    assert {one.error.code() for one in (watch, stream)} == {grpc.StatusCode.UNAVAILABLE}
     codes = Counter(call.code for call in calls)
     # gRPC itself cancels what arrives in the instant in which it closes, before the server sees it.
     assert codes.pop("CANCELLED", 0) <= 4
@@ -186,9 +150,7 @@ def test_a_thread_of_the_engine_that_dies_ends_the_process_and_who_called_is_tol
     assert faulty.SECRET not in server.log
 
 
-def requests(model, stop):
+def one_request(model, stop):
     """One request of a stream, and its end when told."""
-    contents = oip.InferTensorContents(bytes_contents=[POISON.encode()])
-    tensor = oip.ModelInferRequest.InferInputTensor(name="text", datatype="BYTES", shape=[1], contents=contents)
-    yield oip.ModelInferRequest(model_name=model, inputs=[tensor])
+    yield infer_request(model, "one", POISON)
     stop.wait(60)
