@@ -51,14 +51,14 @@ def serve_for_module(tmp_path_factory, bundle, corpus_path):
 def start_faulty(serve_for_module, tmp_path_factory):
     """Start a server that fails as a file says, see `faulty`; both are returned."""
 
-    def start(*flags: str, **options: Any) -> tuple[Server, Path]:
+    def begin(*flags: str, start: bool = True, **options: Any) -> tuple[Server, Path]:
         fault = tmp_path_factory.mktemp("fault") / "fault"
         fault.write_text("")
         server = serve_for_module(*flags, start=False, **options)
         server.program = [sys.executable, faulty.__file__, str(fault)]
-        return server.start(), fault
+        return server.start() if start else server, fault
 
-    return start
+    return begin
 
 
 @pytest.fixture(scope="module")

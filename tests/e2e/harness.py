@@ -4,8 +4,10 @@
 predict without pause and keep every answer.
 """
 
+import asyncio
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import grpc
+import grpc.aio
 import numpy as np
 import psutil
 import torch
@@ -26,6 +29,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from safetensors.torch import load_file
 
 from amnestic.oip import open_inference_pb2, open_inference_pb2_grpc
+from amnestic.v1.unlearning_pb2 import UnlearnRequest
 from amnestic_client import Client, Job
 from amnestic_unlearn.architecture import ARCHITECTURES
 from amnestic_unlearn.manifest import MANIFEST, Manifest, file_digest
@@ -64,6 +68,7 @@ class Server:
         self.log_file = folder / "stderr"
         self.environment: dict[str, str] = {}
         self.program = amnestic()
+        self.cwd: Path | None = None
         self.arguments = ["--bundle", str(bundle), "--store", str(self.store), "--threads", "1"]
         self.arguments += ["--grpc-port", "0", "--metrics-port", "0", *flags]
         if corpus is not None:
@@ -96,6 +101,7 @@ class Server:
                 stderr=log,
                 text=True,
                 env=environment() | self.environment,
+                cwd=self.cwd,
             )
         assert self._process.stdout is not None
         ready = READY.fullmatch(self._process.stdout.readline())
@@ -140,6 +146,11 @@ class Server:
                 if sample.name == name and sample.labels == labels:
                     return float(sample.value)
         return None
+
+    def metric_series(self) -> set[tuple[str, frozenset[tuple[str, str]]]]:
+        """Every sample by its name and labels."""
+        families = text_string_to_metric_families(self.metrics_text())
+        return {(one.name, frozenset(one.labels.items())) for family in families for one in family.samples}
 
     def workers(self) -> list[psutil.Process]:
         """The unlearning processes of this server."""
@@ -298,6 +309,18 @@ class Streaming:
         self._ended.set()
         return code
 
+    def check(self) -> int:
+        """Every request was answered in turn, until the server read no more; returns how many.
+
+        What it had read and not begun by then has an answer that says so.
+        """
+        assert [answer.id for answer in self.answers] == self.sent[: len(self.answers)]
+        answered = [answer for answer in self.answers if answer.outputs]
+        refused = self.answers[len(answered) :]
+        assert {answer.parameters["status"].string_param for answer in refused} <= {"UNAVAILABLE"}
+        assert self.answers == answered + refused
+        return len(answered)
+
     def _requests(self) -> Iterator[Any]:
         while not self._ended.is_set():
             self.sent.append(str(len(self.sent)))
@@ -334,3 +357,28 @@ def amnestic(*arguments: str) -> list[str]:
 
 def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+async def ask_by_random_names(target: str, count: int, seed: int) -> set[str]:
+    """Call methods, services, models and labels that there are not, each by a name of its own; the codes of all."""
+    draw = random.Random(seed)
+
+    async def ask(kind: int) -> str:
+        name = f"{draw.getrandbits(64):016x}"
+        path, request = {
+            0: (f"/{name}/{name}", b""),
+            1: (f"/amnestic.v1.PredictionService/{name}", b""),
+            2: ("/inference.GRPCInferenceService/ModelInfer", infer_request(name, name, name).SerializeToString()),
+            3: ("/amnestic.v1.UnlearningService/Unlearn", UnlearnRequest(labels=[name]).SerializeToString()),
+        }[kind]
+        try:
+            await channel.unary_unary(path)(request, timeout=60)
+        except grpc.aio.AioRpcError as error:
+            return str(error.code().name)
+        return "OK"
+
+    codes = set()
+    async with grpc.aio.insecure_channel(target) as channel:
+        for start in range(0, count, 64):
+            codes.update(await asyncio.gather(*(ask(index % 4) for index in range(start, min(count, start + 64)))))
+    return codes

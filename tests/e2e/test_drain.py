@@ -69,9 +69,7 @@ def test_what_was_accepted_is_answered_while_a_job_and_streams_run(
     assert refused.pop("CANCELLED", 0) <= 8
     assert refused.keys() == {"UNAVAILABLE"}
     check_answers([call for call in calls if call.code == "OK"], lambda version: None)
-    for stream in streams:
-        assert [answer.id for answer in stream.answers] == stream.sent[: len(stream.answers)]
-        assert all(answer.outputs for answer in stream.answers)
+    assert all(stream.check() for stream in streams)
     assert "unanswered" not in server.log
     assert "Traceback" not in server.log
 

@@ -34,12 +34,9 @@ def test_no_accepted_call_is_lost_in_any_round(serve, traffic, texts, until, che
         under_way = [call for call in calls if call.started < told < call.ended]
         assert {call.code for call in under_way} <= {"OK"}
         check_answers([call for call in calls if call.code == "OK"], lambda version: None)
-        for stream in streams:
-            assert [answer.id for answer in stream.answers] == stream.sent[: len(stream.answers)]
-            assert all(answer.outputs for answer in stream.answers)
         counted.update(call.code for call in calls)
         counted["under way at the signal"] += len(under_way)
-        counted["answered in streams"] += sum(len(stream.answers) for stream in streams)
+        counted["answered in streams"] += sum(stream.check() for stream in streams)
     print(f"{ROUNDS} rounds: {dict(counted)}")
     assert "unanswered" not in server.log
     # gRPC itself cancels what arrives in the instant in which it closes, before the server sees it.
