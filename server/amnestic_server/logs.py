@@ -18,6 +18,7 @@ from amnestic_server.trace import TraceFilter
 
 log = logging.getLogger(__name__)
 
+STANDARD_ERROR = 2
 FORM = "%(asctime)s %(levelname)s %(name)s: %(message)s%(trace)s"
 
 
@@ -39,12 +40,12 @@ def where(error: BaseException | None) -> str:
 
 def set_up(level: str) -> None:
     """Log to standard error from this level on, crashes of native code and errors that nobody caught included."""
-    logging.basicConfig(level=level.upper())
-    for handler in logging.getLogger().handlers:
-        handler.setFormatter(Formatter(FORM))
-        handler.addFilter(TraceFilter())
-    # Frames alone: no value of a variable.
-    faulthandler.enable()
+    handler = logging.StreamHandler()
+    handler.setFormatter(Formatter(FORM))
+    handler.addFilter(TraceFilter())
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+    # Frames alone, no value of a variable; to standard error as the system knows it.
+    faulthandler.enable(STANDARD_ERROR)
     sys.excepthook = _uncaught
     sys.unraisablehook = lambda found: _uncaught(found.exc_type, found.exc_value, found.exc_traceback)
     threading.excepthook = lambda found: _uncaught(found.exc_type, found.exc_value, found.exc_traceback)

@@ -98,11 +98,13 @@ def test_a_bundle_that_lacks_a_file_or_is_none(serve, refused, copied, tmp_path)
 
 
 def test_a_graph_that_is_listed_and_still_not_one(serve, refused, copied):
-    (copied / "encoder.onnx").write_bytes(b"not a graph")
-    manifest = json.loads((copied / MANIFEST).read_text())
-    manifest["files"]["encoder.onnx"] = file_digest(copied / "encoder.onnx")
-    (copied / MANIFEST).write_text(json.dumps(manifest))
-    assert "encoder.onnx cannot be loaded" in refused(serve(bundle=copied, start=False))
+    # The second is a message of ONNX's, with the version of its form and no graph.
+    for data, error in ((b"not a graph", "is not an ONNX file"), (b"\x08\x07", "cannot be loaded")):
+        (copied / "encoder.onnx").write_bytes(data)
+        manifest = json.loads((copied / MANIFEST).read_text())
+        manifest["files"]["encoder.onnx"] = file_digest(copied / "encoder.onnx")
+        (copied / MANIFEST).write_text(json.dumps(manifest))
+        assert f"encoder.onnx {error}" in refused(serve(bundle=copied, start=False))
 
 
 def test_a_corpus_that_cannot_be_used(serve, refused, corpus_path, tmp_path):
