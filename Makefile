@@ -4,9 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TRITON := .venv-triton
+SUPPLY := .venv-supply
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test triton check lint proto proto-check proto-baseline client-ts bench bench-peers clean
+.PHONY: help demo test soak triton pins sbom audit check lint proto proto-check proto-baseline client-ts bench bench-peers clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -22,6 +23,11 @@ $(TRITON)/.installed: tests/e2e/triton-requirements.txt
 	$(TRITON)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
+$(SUPPLY)/.installed: deploy/supply-chain-requirements.txt
+	$(PYTHON) -m venv $(SUPPLY)
+	$(SUPPLY)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
 demo: $(STAMP) ## train, serve, forget a class while serving
 	$(BIN)/amnestic demo
 
@@ -29,9 +35,23 @@ test: $(STAMP) ## run the tests
 	@$(MAKE) --no-print-directory triton || echo "no Triton client could be installed: its tests are skipped"
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
+soak: $(STAMP) ## the runs that take minutes: what is promised under load, many times over
+	$(BIN)/python -m pytest tests/soak -m soak -s
+
 triton: $(TRITON)/.installed ## set up Triton's client and perf_analyzer for the tests
 
+pins: $(SUPPLY)/.installed ## pin what the images install by digest, within constraints.txt
+	$(SUPPLY)/bin/python deploy/supply_chain.py pin
+
+sbom: $(SUPPLY)/.installed ## list what the images install in the form of CycloneDX, in out/sbom
+	$(SUPPLY)/bin/python deploy/supply_chain.py sbom out/sbom
+
+audit: $(SUPPLY)/.installed ## look for known vulnerabilities of what the images install
+	$(SUPPLY)/bin/python deploy/supply_chain.py audit
+
 check: $(STAMP) lint proto-check test ## everything that must be green
+	@$(MAKE) --no-print-directory $(SUPPLY)/.installed || { echo "no pip-audit could be installed: nothing was audited"; exit 0; }; \
+	  $(MAKE) --no-print-directory audit
 
 lint: $(STAMP) ## ruff, mypy --strict, import contracts
 	$(BIN)/ruff check .
@@ -65,4 +85,4 @@ bench-peers: $(STAMP) ## measure MLServer, LitServe, infinity, Triton and plain 
 	$(BIN)/python bench/peers/run.py --report docs/benchmarks
 
 clean: ## remove what was built
-	rm -rf $(VENV) $(TRITON) build dist out
+	rm -rf $(VENV) $(TRITON) $(SUPPLY) build dist out

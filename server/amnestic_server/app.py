@@ -16,7 +16,7 @@ from amnestic.dsse import SignatureError
 from amnestic.oip import open_inference_pb2, open_inference_pb2_grpc
 from amnestic.v1 import prediction_pb2, prediction_pb2_grpc, unlearning_pb2, unlearning_pb2_grpc
 from amnestic_server import bundle as bundles
-from amnestic_server import listening, otel, trace
+from amnestic_server import listening, logs, otel, trace
 from amnestic_server.admission import LabelCounts
 from amnestic_server.audit import AuditError
 from amnestic_server.batcher import Batcher
@@ -24,7 +24,7 @@ from amnestic_server.bundle import Bundle
 from amnestic_server.call import BatchStats
 from amnestic_server.calls import TraceInterceptor
 from amnestic_server.engine import Engine, limit_library_threads
-from amnestic_server.errors import StartError
+from amnestic_server.errors import DrainingError, ExitError, StartError
 from amnestic_server.evaluation import Evaluator, GateDocuments
 from amnestic_server.inference_stats import InferenceStats
 from amnestic_server.jobs import Jobs
@@ -54,12 +54,14 @@ SERVICES = (
 
 
 async def serve(settings: Settings, *, as_json: bool = False) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. Raises StartError if it can't start.
+    """Serve until SIGTERM or SIGINT, or until the engine is lost, then drain.
 
+    Raises StartError if it can't start, and ExitError if accepted calls were not answered at its end.
     Once it takes calls, one line on standard output says where, `as_json` or in words.
     """
     limit_library_threads()
     started = time.monotonic()
+    asyncio.get_running_loop().set_exception_handler(logs.of_loop)
     async with AsyncExitStack() as stack:
         server, targets = listening.bind(settings, [_tracing(settings, stack)], stack)
         metrics = Metrics()
@@ -160,7 +162,7 @@ async def serve(settings: Settings, *, as_json: bool = False) -> None:
             ready["uds"] = targets[-1]
         line = " ".join(f"{name}={value}" for name, value in ready.items())
         print(json.dumps(ready) if as_json else f"ready: {line}", flush=True)
-        await stopping.wait()
+        await _first_of(stopping, batcher.lost)
 
         log.info("draining")
         metrics.ready.set(0)
@@ -171,11 +173,36 @@ async def serve(settings: Settings, *, as_json: bool = False) -> None:
         predictor.drain()
         versions.stop_measuring()
         shadow.close()
-        await jobs.close()
-        if not await batcher.idle(settings.exit_timeout_secs):
-            log.warning("stopping with %d documents unanswered", batcher.open_documents)
+        unanswered = await _finish(jobs, batcher, settings.exit_timeout_secs)
+        health.end_watches()
         await server.stop(grace=1.0)
         log.info("stopped")
+        if batcher.lost.is_set():
+            raise ExitError("the engine failed; the log says how. A restart serves again")
+        if unanswered:
+            raise ExitError(f"stopped with {unanswered} documents unanswered after {settings.exit_timeout_secs:g} s")
+
+
+async def _first_of(*events: asyncio.Event) -> None:
+    """Wait until one of the events is set."""
+    waiting = [asyncio.create_task(event.wait()) for event in events]
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    for task in waiting:
+        task.cancel()
+
+
+async def _finish(jobs: Jobs, batcher: Batcher, seconds: float) -> int:
+    """Stop the job and answer what was accepted, both within so many seconds; returns the documents left unanswered.
+
+    A job that activates its version waits for the calls of the version before, so what holds them up holds it up. What
+    it has committed by then is found at the next start.
+    """
+    closing = asyncio.create_task(jobs.close())
+    answered = asyncio.create_task(batcher.idle(seconds))
+    await asyncio.wait((closing, answered), timeout=seconds)
+    unanswered = batcher.open_documents
+    batcher.fail_open_calls(DrainingError)
+    return unanswered
 
 
 def _tracing(settings: Settings, stack: AsyncExitStack) -> TraceInterceptor:
@@ -291,14 +318,17 @@ def _batch_observer(metrics: Metrics, stats: InferenceStats) -> Callable[[BatchS
 
 
 def _on_signals() -> asyncio.Event:
-    """Set by the first SIGTERM or SIGINT; a second one ends the process at once."""
+    """Set by the first SIGTERM or SIGINT; a second one, of either, ends the process at once."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
+    numbers = (signal.SIGTERM, signal.SIGINT)
 
-    def stop(number: signal.Signals) -> None:
-        loop.remove_signal_handler(number)
+    def stop() -> None:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
         stopping.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop, number)
+    for number in numbers:
+        loop.add_signal_handler(number, stop)
     return stopping

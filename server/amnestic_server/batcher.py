@@ -7,6 +7,9 @@ Worker threads share one engine, one more of them than batches may be in hand: w
 tokenize what comes. `Schedule` says when a batch is closed, so that the engine never waits and never runs emptier than
 it must. A lone call meets one thread from its text to its answer.
 
+A document that the engine fails on by itself fails alone if the engine still runs a row of as many tokens without text.
+If it does not, or a thread dies, the engine is lost: what is open fails, what comes is refused, and `lost` tells of it.
+
 Answers are delivered on the event loop's thread. Nothing here knows of gRPC.
 """
 
@@ -22,7 +25,7 @@ from itertools import islice
 
 from amnestic_server.call import Answer, BatchStats, Call, Row, Timings
 from amnestic_server.engine import Engine, Output, Prepared
-from amnestic_server.errors import DeadlineError, EngineError, QueueFullError
+from amnestic_server.errors import AmnesticError, DeadlineError, EngineError, EngineLostError, QueueFullError
 from amnestic_server.queue import RowQueue
 from amnestic_server.schedule import Batch, Schedule
 from amnestic_server.snapshot import Snapshot
@@ -39,10 +42,17 @@ SHORTEST_RETRY_SECONDS = 0.01
 LONGEST_RETRY_SECONDS = 5.0
 # Weight of what is newest in the estimates of the engine's speed and of documents' windows.
 NEWEST_BATCH_WEIGHT = 0.2
+# Waits before a row without text is tried once more: memory may be short for a moment.
+BLANK_ROW_WAITS = (0.0, 0.1, 0.3, 1.0)
+# A pass that hangs in the provider can't be interrupted, and must not keep the process from its end.
+CLOSE_SECONDS = 1.0
 
 
 class Batcher:
-    """Owns the queue. `submit` and `submit_encoded` are called on the event loop's thread."""
+    """Owns the queue. `submit` and `submit_encoded` are called on the event loop's thread.
+
+    `lost` is set once the engine answers nothing any more.
+    """
 
     def __init__(
         self,
@@ -74,6 +84,8 @@ class Batcher:
         )
         self._instances = threading.Semaphore(engine.instances)
         self._closed = False
+        self.lost = asyncio.Event()
+        self._open_calls: set[Call] = set()
         self._open_documents = 0
         self._seconds_a_row = 0.0
         self._last_ended = 0.0
@@ -103,11 +115,12 @@ class Batcher:
     async def submit(self, texts: Sequence[str], snapshot: Snapshot, deadline: float) -> tuple[list[Answer], Timings]:
         """Classify documents with one snapshot; `deadline` in seconds of `time.monotonic`.
 
-        Raises QueueFullError, DeadlineError or EngineError. If the caller is cancelled, its rows are dropped.
+        Raises QueueFullError, DeadlineError, EngineError or EngineLostError. If the caller is cancelled, its rows are
+        dropped.
         """
         if self._open_documents + len(texts) > self._max_requests:
             raise QueueFullError(self._retry_after())
-        call = self._call(snapshot, deadline)
+        call = self._open(snapshot, deadline)
         self._open_documents += len(texts)
         self._idle.clear()
         try:
@@ -116,18 +129,22 @@ class Batcher:
                 self._work_came.notify()
             return await call.future, call.timings
         finally:
+            self._open_calls.discard(call)
             self._open_documents -= len(texts)
             if not self._open_documents:
                 self._idle.set()
 
     async def submit_encoded(self, documents: Sequence[Encoded], snapshot: Snapshot) -> list[Answer]:
         """Classify tokenized documents at lower priority than traffic, without a deadline."""
-        call = self._call(snapshot, float("inf"))
+        call = self._open(snapshot, float("inf"))
         call.background = True
-        with self._lock:
-            self._schedule.background.put(call.rows(documents))
-            self._notify_worker()
-        return await call.future
+        try:
+            with self._lock:
+                self._schedule.background.put(call.rows(documents))
+                self._notify_worker()
+            return await call.future
+        finally:
+            self._open_calls.discard(call)
 
     async def idle(self, seconds: float) -> bool:
         """Wait until every admitted document is answered, for so long at most; false if some are not."""
@@ -137,22 +154,38 @@ class Batcher:
             return False
         return True
 
+    def fail_open_calls(self, error: Callable[[], AmnesticError]) -> None:
+        """Answer every call that is still open with an error of its own."""
+        for call in self._open_calls:
+            call.fail(error())
+
     def close(self) -> None:
-        """Stop the threads once the batches in hand are done. Rows still waiting are not answered."""
+        """Stop the threads once the batches in hand are done, but wait for them `CLOSE_SECONDS` at most.
+
+        Rows still waiting are not answered.
+        """
+        self._stop_threads()
+        until = time.monotonic() + CLOSE_SECONDS
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
+
+    def _stop_threads(self) -> None:
         with self._lock:
             self._closed = True
             self._work_came.notify_all()
-        for thread in self._threads:
-            thread.join()
 
-    def _call(self, snapshot: Snapshot, deadline: float) -> Call:
-        return Call(
+    def _open(self, snapshot: Snapshot, deadline: float) -> Call:
+        if self.lost.is_set():
+            raise EngineLostError
+        call = Call(
             snapshot=snapshot,
             deadline=deadline,
             future=self._loop.create_future(),
             admitted_at=time.monotonic(),
             pooling=self._pooling,
         )
+        self._open_calls.add(call)
+        return call
 
     def _retry_after(self) -> float:
         """Seconds in which the engine will have done half or more of what is admitted.
@@ -164,7 +197,15 @@ class Batcher:
         return min(max(drawn, SHORTEST_RETRY_SECONDS), LONGEST_RETRY_SECONDS)
 
     def _work(self) -> None:
-        """One worker thread: tokenize what has come, else run a batch if one may be closed, else wait."""
+        """One worker thread. None of them ends before the batcher is closed, whatever happens."""
+        try:
+            self._work_until_closed()
+        except BaseException as error:
+            log.critical("a thread of the engine died: %s", type(error).__name__)
+            self._lose_engine()
+
+    def _work_until_closed(self) -> None:
+        """Tokenize what has come, else run a batch if one may be closed, else wait."""
         while True:
             with self._lock:
                 self._work_came.wait_for(lambda: self._closed or self._has_work())
@@ -269,6 +310,8 @@ class Batcher:
     def _run_one_by_one(self, batch: Sequence[Row]) -> None:
         """After a failed batch: every row on its own, so that a bad one fails alone."""
         for row in batch:
+            if self._closed:
+                return
             try:
                 with self._instances:
                     begun = time.monotonic()
@@ -278,10 +321,40 @@ class Batcher:
                     seconds = time.monotonic() - started
             except Exception as error:
                 log.error("the engine failed on a row of %d tokens: %s", row.length, type(error).__name__)
+                if not self._runs_without_text(row):
+                    self._lose_engine()
+                    return
                 self._post(row.call.fail, EngineError())
             else:
                 self._on_batch(BatchStats.of([row], started - begun, seconds))
                 self._post(_deliver, [row], output, started, seconds)
+
+    def _runs_without_text(self, row: Row) -> bool:
+        """After a row that failed by itself, whether its text was to blame: the engine runs as many tokens without it.
+
+        At the start it ran rows of any length. So if it does not now, a restart is likely to help.
+        """
+        for seconds in BLANK_ROW_WAITS:
+            time.sleep(seconds)
+            try:
+                with self._instances:
+                    self._engine.run_blank(row.snapshot, row.length)
+            except Exception as error:
+                log.error("the engine failed on a row without text: %s", type(error).__name__)
+            else:
+                return True
+        return False
+
+    def _lose_engine(self) -> None:
+        """Give up for good: stop the threads, fail what is open, and tell of it."""
+        self._stop_threads()
+        self._post(self._tell_of_loss)
+
+    def _tell_of_loss(self) -> None:
+        if not self.lost.is_set():
+            log.critical("the engine is lost: %d documents are not answered", self._open_documents)
+        self.lost.set()
+        self.fail_open_calls(EngineLostError)
 
     def _post(self, function: Callable[..., None], *args: object) -> None:
         """Call on the event loop's thread, if the loop is still there."""

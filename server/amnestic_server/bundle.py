@@ -7,6 +7,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from amnestic_server import graph_file
 from amnestic_unlearn import manifest as manifests
 from amnestic_unlearn.manifest import BundleError, Manifest
 
@@ -35,6 +36,7 @@ def load(folder: Path) -> Bundle:
     """Verify a bundle's files and load its tensors; raises BundleError, naming the file at fault."""
     manifest = Manifest.read(folder)
     digest = manifests.verify(folder, manifest)
+    _check_graph(folder / manifests.ENCODER_ONNX)
     table = _tensors(folder / manifests.EMBEDDINGS)
     head = _tensors(folder / manifests.HEAD)
     labels = len(manifest.labels)
@@ -46,6 +48,15 @@ def load(folder: Path) -> Bundle:
         head_weight=_tensor(head, "weight", (labels, manifest.feature_size), manifests.HEAD),
         head_bias=_tensor(head, "bias", (labels,), manifests.HEAD),
     )
+
+
+def _check_graph(path: Path) -> None:
+    try:
+        alone = graph_file.stands_alone(path)
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path.name} is not an ONNX file") from error
+    if not alone:
+        raise BundleError(f"{path.name} has data in another file, which no digest covers")
 
 
 def _tensors(path: Path) -> dict[str, torch.Tensor]:

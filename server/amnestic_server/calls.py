@@ -7,7 +7,6 @@ the name of the cause, the field at fault, and when to try again.
 import asyncio
 import logging
 import time
-import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import wraps
 from typing import Any, NoReturn, TypeAlias, TypeVar
@@ -19,7 +18,7 @@ from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, ResourceInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
-from amnestic_server import trace
+from amnestic_server import logs, trace
 from amnestic_server.errors import AmnesticError, NotFoundError
 from amnestic_server.metrics import Metrics
 from amnestic_server.trace import Headers, Trace
@@ -41,8 +40,7 @@ def _told(error: Exception) -> AmnesticError:
     if isinstance(error, AmnesticError):
         return error
     # Where, but not what it says: its text may hold a document.
-    where = "".join(traceback.format_tb(error.__traceback__))
-    log.error("unforeseen %s\n%s", type(error).__name__, where)
+    log.error("unforeseen %s\n%s", type(error).__name__, logs.where(error))
     return AmnesticError("internal error")
 
 

@@ -151,13 +151,14 @@ class Engine:
     def warm_up(self, snapshot: Snapshot, max_tokens: int) -> None:
         """Run a few shapes, so that the first caller doesn't pay for allocation and lazy set-up."""
         for length in {*WARM_UP_LENGTHS, max_tokens}:
-            self._warm_up(snapshot, min(length, max_tokens), wide=True)
+            self.run_blank(snapshot, min(length, max_tokens))
         if self._narrow is not self._wide:
             # It runs only when much waits: what it then allocates is little beside that.
-            self._warm_up(snapshot, min(WARM_UP_LENGTHS[0], max_tokens), wide=False)
+            self.run_blank(snapshot, min(WARM_UP_LENGTHS[0], max_tokens), wide=False)
 
-    def _warm_up(self, snapshot: Snapshot, length: int, wide: bool) -> None:
-        self.run(self.prepare([_WarmUpRow(np.zeros(length, dtype=np.int64), snapshot)]), wide=wide)
+    def run_blank(self, snapshot: Snapshot, length: int, *, wide: bool = True) -> None:
+        """Run a row of so many tokens that says nothing; raises whatever the provider does."""
+        self.run(self.prepare([_BlankRow(np.zeros(length, dtype=np.int64), snapshot)]), wide=wide)
 
     def _overlay(
         self, embeddings: torch.Tensor, ids: TokenIds, snapshot: Snapshot, members: NDArray[np.int64] | None
@@ -196,7 +197,7 @@ class Engine:
 
 
 @dataclass(frozen=True, slots=True)
-class _WarmUpRow:
+class _BlankRow:
     ids: TokenIds
     snapshot: Snapshot
 

@@ -9,8 +9,10 @@
     ├── DeadlineError          dropped while it waited
     ├── SlowReaderError        the caller of a stream left answers unread
     ├── DrainingError          the server is shutting down
-    └── EngineError            the engine failed on this request alone
+    ├── EngineError            the engine failed on this request alone
+    └── EngineLostError        the engine answers nothing any more; the process ends
     StartError                 the server cannot start; for the operator, not for callers
+    ExitError                  the server did not end in good order; for the operator too
 
 Texts name positions and limits, never input: a document's text must not travel in an error.
 """
@@ -103,8 +105,20 @@ class EngineError(AmnesticError):
         super().__init__("the engine failed on this request")
 
 
+class EngineLostError(AmnesticError):
+    status = "UNAVAILABLE"
+    reason = "ENGINE_LOST"
+
+    def __init__(self) -> None:
+        super().__init__("the engine has failed, and the server ends")
+
+
 class StartError(Exception):
     """The server cannot start. The text tells the operator what to change."""
+
+
+class ExitError(Exception):
+    """The server did not end in good order. The text tells the operator what was left."""
 
 
 class ExportError(ValueError):

@@ -24,7 +24,7 @@ from amnestic_server.admission import LabelCounts
 from amnestic_server.bundle import Bundle
 from amnestic_server.candidate import Candidate, Judge, Judgement
 from amnestic_server.engine import Engine
-from amnestic_server.errors import AlreadyExistsError, DrainingError, PreconditionError
+from amnestic_server.errors import AlreadyExistsError, DrainingError, EngineLostError, PreconditionError
 from amnestic_server.evaluation import Evaluator
 from amnestic_server.metrics import Metrics
 from amnestic_server.records import JobRecord, JobState
@@ -302,7 +302,13 @@ class Jobs:
         try:
             state, error = await self._attempt(job_id, detail), ""
         except asyncio.CancelledError:
+            if running.decided:
+                # The process ends without waiting for the version before: what is committed is found at the next start.
+                raise
             state, error = JobState.CANCELLED, ""
+        except EngineLostError:
+            # The process ends. The job is begun again at the next start, and this attempt counts: it may be the cause.
+            return
         except (WorkerError, PatchError, PreconditionError) as failure:
             state, error = JobState.FAILED, str(failure)
         except Exception as failure:

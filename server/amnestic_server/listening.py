@@ -1,11 +1,13 @@
 """Where the server listens, and the standard services that it has beside its own: health and reflection."""
 
+import asyncio
 import os
 import socket
 import stat
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import grpc
@@ -17,7 +19,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION
 from grpc_reflection.v1alpha.reflection import aio as reflection
 
-from amnestic_server.errors import StartError
+from amnestic_server.errors import DrainingError, StartError
 from amnestic_server.settings import Settings
 
 # The same messages under the name that newer tools ask for; the package knows the older one alone.
@@ -54,16 +56,38 @@ def bind(
     return server, targets
 
 
-async def add_health(server: grpc.aio.Server, services: Sequence[str]) -> health.HealthServicer:
+class Health(health.HealthServicer):  # type: ignore[misc]
+    """The standard health service, whose watches can be ended: gRPC leaves them behind when a server stops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ended = asyncio.Event()
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:  # noqa: N802
+        watch = asyncio.create_task(super().Watch(request, context))
+        ended = asyncio.create_task(self._ended.wait())
+        try:
+            await asyncio.wait((watch, ended), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            watch.cancel()
+            ended.cancel()
+        if self._ended.is_set():
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(DrainingError()))
+
+    def end_watches(self) -> None:
+        self._ended.set()
+
+
+async def add_health(server: grpc.aio.Server, services: Sequence[str]) -> Health:
     """The standard health service; the server as a whole and each of its services are NOT_SERVING yet."""
-    servicer = health.HealthServicer()
+    servicer = Health()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     await set_health(servicer, services, health_pb2.HealthCheckResponse.NOT_SERVING)
     return servicer
 
 
 async def set_health(
-    servicer: health.HealthServicer, services: Sequence[str], status: health_pb2.HealthCheckResponse.ServingStatus
+    servicer: Health, services: Sequence[str], status: health_pb2.HealthCheckResponse.ServingStatus
 ) -> None:
     for name in ("", *services):
         await servicer.set(name, status)

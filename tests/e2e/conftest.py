@@ -1,5 +1,6 @@
 """Fixtures of the end-to-end tests: servers, client processes and the independent torch computation."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from e2e import faulty
 from e2e.harness import CANARY, JOB_SECONDS, Recorded, Reference, Server, Traffic
 from scripted import started
 
@@ -43,6 +45,20 @@ def serve(tmp_path_factory, bundle, corpus_path):
 def serve_for_module(tmp_path_factory, bundle, corpus_path):
     """The same, for a server that the tests of a file share."""
     yield from _servers(tmp_path_factory, bundle, corpus_path)
+
+
+@pytest.fixture(scope="module")
+def start_faulty(serve_for_module, tmp_path_factory):
+    """Start a server that fails as a file says, see `faulty`; both are returned."""
+
+    def begin(*flags: str, start: bool = True, **options: Any) -> tuple[Server, Path]:
+        fault = tmp_path_factory.mktemp("fault") / "fault"
+        fault.write_text("")
+        server = serve_for_module(*flags, start=False, **options)
+        server.program = [sys.executable, faulty.__file__, str(fault)]
+        return server.start() if start else server, fault
+
+    return begin
 
 
 @pytest.fixture(scope="module")

@@ -4,25 +4,32 @@
 predict without pause and keep every answer.
 """
 
+import asyncio
 import json
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
+import threading
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import grpc
+import grpc.aio
 import numpy as np
 import psutil
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 from safetensors.torch import load_file
 
+from amnestic.oip import open_inference_pb2, open_inference_pb2_grpc
+from amnestic.v1.unlearning_pb2 import UnlearnRequest
 from amnestic_client import Client, Job
 from amnestic_unlearn.architecture import ARCHITECTURES
 from amnestic_unlearn.manifest import MANIFEST, Manifest, file_digest
@@ -44,6 +51,7 @@ ANYTHING = {
     "retain_f1_drop_max": 1.0,
     "retain_label_drop_max": 1.0,
 }
+LONG_JOB = METHOD | {"epochs": 1000}
 SCRIPT = Path(__file__).with_name("traffic.py")
 JOB_SECONDS = 120
 ROWS = 48
@@ -58,6 +66,9 @@ class Server:
         self.store = folder / "store"
         self.corpus = corpus
         self.log_file = folder / "stderr"
+        self.environment: dict[str, str] = {}
+        self.program = amnestic()
+        self.cwd: Path | None = None
         self.arguments = ["--bundle", str(bundle), "--store", str(self.store), "--threads", "1"]
         self.arguments += ["--grpc-port", "0", "--metrics-port", "0", *flags]
         if corpus is not None:
@@ -85,7 +96,12 @@ class Server:
     def start(self) -> Self:
         with self.log_file.open("a") as log:
             self._process = subprocess.Popen(
-                amnestic("serve", *self.arguments), stdout=subprocess.PIPE, stderr=log, text=True, env=environment()
+                [*self.program, "serve", *self.arguments],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=environment() | self.environment,
+                cwd=self.cwd,
             )
         assert self._process.stdout is not None
         ready = READY.fullmatch(self._process.stdout.readline())
@@ -130,6 +146,11 @@ class Server:
                 if sample.name == name and sample.labels == labels:
                     return float(sample.value)
         return None
+
+    def metric_series(self) -> set[tuple[str, frozenset[tuple[str, str]]]]:
+        """Every sample by its name and labels."""
+        families = text_string_to_metric_families(self.metrics_text())
+        return {(one.name, frozenset(one.labels.items())) for family in families for one in family.samples}
 
     def workers(self) -> list[psutil.Process]:
         """The unlearning processes of this server."""
@@ -245,6 +266,67 @@ class Traffic:
                 process.communicate(timeout=10)
 
 
+class Watching(threading.Thread):
+    """Reads a stream to its end: what came, and the error that ended it."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+        self.error: grpc.RpcError | None = None
+        self._stream = stream
+        self.start()
+
+    def run(self) -> None:
+        try:
+            for answer in self._stream:
+                self.seen.append(answer)
+        except grpc.RpcError as error:
+            self.error = error
+
+    def ended_with(self) -> grpc.StatusCode | None:
+        """Wait for the stream's end; None if it was no error."""
+        self.join(JOB_SECONDS)
+        assert not self.is_alive()
+        return self.error and self.error.code()
+
+
+class Streaming:
+    """A stream of the Open Inference Protocol that asks without pause; the ids of its requests, in order."""
+
+    def __init__(self, channel: grpc.Channel, model: str, texts: Sequence[str]) -> None:
+        self.sent: list[str] = []
+        self._model, self._texts = model, texts
+        self._ended = threading.Event()
+        stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        self._watching = Watching(stub.ModelStreamInfer(self._requests(), timeout=JOB_SECONDS))
+
+    @property
+    def answers(self) -> list[Any]:
+        return [answer.infer_response for answer in self._watching.seen]
+
+    def ended_with(self) -> grpc.StatusCode | None:
+        code = self._watching.ended_with()
+        self._ended.set()
+        return code
+
+    def check(self) -> int:
+        """Every request was answered in turn, until the server read no more; returns how many.
+
+        What it had read and not begun by then has an answer that says so.
+        """
+        assert [answer.id for answer in self.answers] == self.sent[: len(self.answers)]
+        answered = [answer for answer in self.answers if answer.outputs]
+        refused = self.answers[len(answered) :]
+        assert {answer.parameters["status"].string_param for answer in refused} <= {"UNAVAILABLE"}
+        assert self.answers == answered + refused
+        return len(answered)
+
+    def _requests(self) -> Iterator[Any]:
+        while not self._ended.is_set():
+            self.sent.append(str(len(self.sent)))
+            yield infer_request(self._model, self.sent[-1], self._texts[len(self.sent) % len(self._texts)])
+
+
 def make_patch(bundle: Path, seed: int) -> Patch:
     """Random rows and a random head around the base's: seeds that differ answer visibly differently."""
     manifest = Manifest.read(bundle)
@@ -260,9 +342,43 @@ def make_patch(bundle: Path, seed: int) -> Patch:
     )
 
 
+def infer_request(model: str, name: str, text: str) -> open_inference_pb2.ModelInferRequest:
+    """A request of the Open Inference Protocol with one document."""
+    contents = open_inference_pb2.InferTensorContents(bytes_contents=[text.encode()])
+    tensor = open_inference_pb2.ModelInferRequest.InferInputTensor(
+        name="text", datatype="BYTES", shape=[1], contents=contents
+    )
+    return open_inference_pb2.ModelInferRequest(model_name=model, id=name, inputs=[tensor])
+
+
 def amnestic(*arguments: str) -> list[str]:
     return [str(Path(sys.executable).with_name("amnestic")), *arguments]
 
 
 def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+async def ask_by_random_names(target: str, count: int, seed: int) -> set[str]:
+    """Call methods, services, models and labels that there are not, each by a name of its own; the codes of all."""
+    draw = random.Random(seed)
+
+    async def ask(kind: int) -> str:
+        name = f"{draw.getrandbits(64):016x}"
+        path, request = {
+            0: (f"/{name}/{name}", b""),
+            1: (f"/amnestic.v1.PredictionService/{name}", b""),
+            2: ("/inference.GRPCInferenceService/ModelInfer", infer_request(name, name, name).SerializeToString()),
+            3: ("/amnestic.v1.UnlearningService/Unlearn", UnlearnRequest(labels=[name]).SerializeToString()),
+        }[kind]
+        try:
+            await channel.unary_unary(path)(request, timeout=60)
+        except grpc.aio.AioRpcError as error:
+            return str(error.code().name)
+        return "OK"
+
+    codes = set()
+    async with grpc.aio.insecure_channel(target) as channel:
+        for start in range(0, count, 64):
+            codes.update(await asyncio.gather(*(ask(index % 4) for index in range(start, min(count, start + 64)))))
+    return codes

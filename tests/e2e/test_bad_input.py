@@ -4,7 +4,7 @@ from collections import Counter
 
 import grpc
 import pytest
-from e2e.harness import CANARY
+from e2e.harness import CANARY, ask_by_random_names
 
 from amnestic.v1 import prediction_pb2, prediction_pb2_grpc, unlearning_pb2, unlearning_pb2_grpc
 from amnestic_client.errors import from_rpc
@@ -302,6 +302,13 @@ def test_without_a_corpus_predictions_are_answered_and_nothing_is_forgotten(with
 def test_a_message_beyond_all_limits_is_refused_by_the_transport(server, call):
     code, _, cause = call(server, "Predict", documents=[CANARY * 10_000])
     assert (code, cause) == ("RESOURCE_EXHAUSTED", "")
+
+
+async def test_names_that_there_are_not_make_no_series_of_metrics(server):
+    assert await ask_by_random_names(server.target, 8, seed=0) == {"UNIMPLEMENTED", "NOT_FOUND"}
+    before = server.metric_series()
+    await ask_by_random_names(server.target, 2000, seed=1)
+    assert server.metric_series() == before
 
 
 def test_refused_calls_are_counted_by_code_and_leave_no_trace(server):

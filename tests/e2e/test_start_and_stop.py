@@ -7,8 +7,6 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
-from collections import Counter
 
 import grpc
 import onnxruntime
@@ -100,11 +98,13 @@ def test_a_bundle_that_lacks_a_file_or_is_none(serve, refused, copied, tmp_path)
 
 
 def test_a_graph_that_is_listed_and_still_not_one(serve, refused, copied):
-    (copied / "encoder.onnx").write_bytes(b"not a graph")
-    manifest = json.loads((copied / MANIFEST).read_text())
-    manifest["files"]["encoder.onnx"] = file_digest(copied / "encoder.onnx")
-    (copied / MANIFEST).write_text(json.dumps(manifest))
-    assert "encoder.onnx cannot be loaded" in refused(serve(bundle=copied, start=False))
+    # The second is a message of ONNX's, with the version of its form and no graph.
+    for data, error in ((b"not a graph", "is not an ONNX file"), (b"\x08\x07", "cannot be loaded")):
+        (copied / "encoder.onnx").write_bytes(data)
+        manifest = json.loads((copied / MANIFEST).read_text())
+        manifest["files"]["encoder.onnx"] = file_digest(copied / "encoder.onnx")
+        (copied / MANIFEST).write_text(json.dumps(manifest))
+        assert f"encoder.onnx {error}" in refused(serve(bundle=copied, start=False))
 
 
 def test_a_corpus_that_cannot_be_used(serve, refused, corpus_path, tmp_path):
@@ -238,26 +238,6 @@ def test_sigterm_in_the_middle_of_a_job(serve, reach, until):
     # A stop in good order is not held against the job.
     assert reach(server, job, "RUNNING").attempts == 1
     assert server.client.cancel_job(job.job_id).state is JobState.CANCELLED
-
-
-def test_sigterm_answers_every_accepted_call_and_refuses_the_others(serve, traffic, texts, check_answers):
-    server = serve()
-    clients = traffic(server.target, texts, processes=2, threads=4)
-    time.sleep(0.3)
-    told = time.monotonic()
-    server.send(signal.SIGTERM)
-    assert server.wait() == 0
-    calls = clients.stop()
-    refused_calls = [call for call in calls if call.code != "OK"]
-    # A call may have been on its way at the signal, but not for as long as this.
-    assert all(call.started > told - 0.1 for call in refused_calls)
-    # gRPC itself cancels what arrives in the instant in which it closes, before the server sees it.
-    codes = Counter(call.code for call in refused_calls)
-    assert codes["CANCELLED"] <= 8
-    assert codes.keys() - {"CANCELLED"} == {"UNAVAILABLE"}
-    check_answers([call for call in calls if call.code == "OK"], lambda version: None)
-    assert "unanswered" not in server.log
-    assert "Traceback" not in server.log
 
 
 def test_the_audit_record_tells_of_a_rollback_and_why_after_an_interrupt(three_versions):

@@ -8,15 +8,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent import futures
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import grpc
 import pytest
 from click.testing import CliRunner
+from e2e.collector import Collector
 from e2e.harness import CANARY
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import use_span
 
@@ -29,30 +28,6 @@ ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = "00f067aa0ba902b7"
 HEADERS = (("traceparent", f"00-{ID}-{PARENT}-01"), ("tracestate", "vendor=1"))
 BOUND = 2048
-
-
-class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """An OTLP collector that keeps what it is sent."""
-
-    def __init__(self) -> None:
-        self.requests: list[Any] = []
-        self._server = grpc.server(futures.ThreadPoolExecutor(2))
-        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(self, self._server)
-        self.port = self._server.add_insecure_port("127.0.0.1:0")
-        self._server.start()
-
-    def Export(self, request: Any, context: grpc.ServicerContext) -> Any:
-        self.requests.append(request)
-        return trace_service_pb2.ExportTraceServiceResponse()
-
-    def stop(self) -> None:
-        self._server.stop(None).wait(5)
-
-    def spans(self, trace_id: str = ID) -> dict[str, Any]:
-        """The spans of one trace by their names."""
-        scopes = [scope for request in self.requests for one in request.resource_spans for scope in one.scope_spans]
-        spans = [span for scope in scopes for span in scope.spans]
-        return {span.name: span for span in spans if span.trace_id.hex() == trace_id}
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +59,7 @@ def attributes(span: Any) -> dict[str, Any]:
 def test_a_call_is_a_span_with_its_stages_in_the_callers_trace(stub, collector, until):
     request = prediction_pb2.PredictRequest(documents=[f"{CANARY} insulin", "fine"])
     _, call = stub.Predict.with_call(request, metadata=HEADERS, timeout=10)
-    spans = until(lambda: len(found := collector.spans()) == 4 and found)
+    spans = until(lambda: len(found := collector.spans(ID)) == 4 and found)
     root = spans.pop("amnestic.v1.PredictionService/Predict")
     assert root.parent_span_id.hex() == PARENT
     assert root.trace_state == "vendor=1"

@@ -18,7 +18,7 @@ from amnestic_server.batcher import (
     BatchStats,
 )
 from amnestic_server.engine import Output
-from amnestic_server.errors import DeadlineError, EngineError, QueueFullError
+from amnestic_server.errors import DeadlineError, EngineError, EngineLostError, QueueFullError
 from amnestic_server.tokenizer import Encoded
 from amnestic_unlearn.windows import Pooling
 
@@ -47,8 +47,10 @@ class ScriptedEngine:
         self.wide: list[bool] = []
         self.batches: list[list[Any]] = []
         self.prepared: list[list[Any]] = []
+        self.blank: list[int] = []
         self.gate = threading.Event()
         self.gate.set()
+        self.broken: BaseException | None = None
 
     def prepare(self, rows: Sequence[Any]) -> Any:
         self.prepared.append(list(rows))
@@ -58,10 +60,17 @@ class ScriptedEngine:
         self.wide.append(wide)
         self.batches.append(list(rows))
         assert self.gate.wait(10)
+        if self.broken is not None:
+            raise self.broken
         if any(row.ids.tobytes() == token_ids(POISON).tobytes() for row in rows):
             raise RuntimeError
         sums = np.array([[row.ids.sum()] for row in rows], dtype=np.float32)
         return Output(sums, sums)
+
+    def run_blank(self, snapshot: Any, length: int) -> None:
+        self.blank.append(length)
+        if self.broken is not None:
+            raise self.broken
 
 
 @asynccontextmanager
@@ -205,6 +214,68 @@ async def test_a_bad_row_fails_alone() -> None:
         assert await submit(batcher, "after") == [value("after")]
     # The batch that failed is not counted, its good rows by themselves are.
     assert [stats.rows for stats in seen] == [1] * 6
+
+
+async def test_bad_rows_one_after_the_other_do_not_lose_the_engine() -> None:
+    engine = ScriptedEngine()
+    async with running(engine) as batcher:
+        for _ in range(10):
+            with pytest.raises(EngineError):
+                await submit(batcher, POISON)
+        assert await submit(batcher, "after") == [value("after")]
+        assert not batcher.lost.is_set()
+    # Each of them was weighed against as many tokens without text.
+    assert engine.blank == [len(POISON)] * 10
+
+
+@pytest.mark.parametrize("error", [RuntimeError("text"), SystemExit("text")], ids=["raises", "ends its thread"])
+@pytest.mark.parametrize("instances", [1, 3])
+async def test_a_lost_engine_fails_all_that_is_open_and_refuses_what_comes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: BaseException, instances: int
+) -> None:
+    monkeypatch.setattr("amnestic_server.batcher.BLANK_ROW_WAITS", (0.0, 0.01))
+    engine = ScriptedEngine(instances)
+    async with running(engine) as batcher:
+        held = await hold(engine, batcher)
+        waiting = [submit(batcher, "abcdefgh") for _ in range(20)]
+        encoded = CharacterTokenizer().encode(["background"])
+        waiting.append(asyncio.create_task(batcher.submit_encoded(encoded, SNAPSHOT)))  # type: ignore[arg-type]
+        await until(lambda: batcher.open_documents == 21)
+        engine.broken = error
+        engine.gate.set()
+        async with asyncio.timeout(5):
+            await batcher.lost.wait()
+            outcomes = await asyncio.gather(held, *waiting, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {EngineLostError}
+        assert batcher.open_documents == 0
+        with pytest.raises(EngineLostError):
+            await submit(batcher, "after")
+        with pytest.raises(EngineLostError):
+            await batcher.submit_encoded(encoded, SNAPSHOT)
+    assert "text" not in caplog.text.replace("without text", "")
+
+
+async def test_an_engine_that_fails_for_a_moment_is_not_lost() -> None:
+    engine = ScriptedEngine()
+    async with running(engine) as batcher:
+        engine.broken = RuntimeError()
+        failing = submit(batcher, "abc")
+        await until(lambda: len(engine.blank) == 2)
+        engine.broken = None
+        with pytest.raises(EngineError):
+            await failing
+        assert await submit(batcher, "after") == [value("after")]
+
+
+async def test_closing_does_not_wait_for_a_pass_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("amnestic_server.batcher.CLOSE_SECONDS", 0.05)
+    engine = ScriptedEngine()
+    async with running(engine) as batcher:
+        held = await hold(engine, batcher)
+        async with asyncio.timeout(5):
+            await asyncio.to_thread(batcher.close)
+        engine.gate.set()
+        await held
 
 
 async def test_a_text_that_cannot_be_tokenized_fails_alone() -> None:

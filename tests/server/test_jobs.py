@@ -16,7 +16,13 @@ import pytest
 import torch
 from scripted import LENIENT
 
-from amnestic_server.errors import AlreadyExistsError, DrainingError, InvalidArgumentError, PreconditionError
+from amnestic_server.errors import (
+    AlreadyExistsError,
+    DrainingError,
+    EngineLostError,
+    InvalidArgumentError,
+    PreconditionError,
+)
 from amnestic_server.records import JobState
 from amnestic_server.store import Store
 from amnestic_server.worker import WorkerError
@@ -118,6 +124,18 @@ async def test_an_unforeseen_error_says_its_type_alone(started):
         parts.worker.failure = WorkerError("the worker was killed by signal 9")
         job = await parts.ended(await parts.ask("alpha"))
         assert job.record.error == "the worker was killed by signal 9"
+
+
+async def test_a_job_whose_engine_is_lost_is_begun_again_at_the_next_start_and_its_attempt_counts(started):
+    async with started() as parts:
+        parts.worker.failure = EngineLostError()
+        job = await parts.reach(await parts.ask("alpha"), JobState.RUNNING)
+        async with asyncio.timeout(20):
+            while parts.jobs._running is not None:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    async with started() as parts:
+        record = (await parts.ended(job)).record
+        assert (record.state, record.attempts, record.error) == (JobState.SUCCEEDED, 2, "")
 
 
 class SlowStore:

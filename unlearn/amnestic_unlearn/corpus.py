@@ -188,10 +188,12 @@ def write(documents: Iterable[Document], path: Path) -> int:
 
 
 def connect(spill: Path | None = None, memory: str = "1GB") -> Any:
-    """A private DuckDB connection that keeps row order and holds `memory`; beyond it, it spills to `spill`."""
-    settings: dict[str, str | int] = {"threads": 1, "memory_limit": memory}
-    if spill is not None:
-        settings["temp_directory"] = str(spill)
+    """A private DuckDB connection that keeps row order and holds `memory`; beyond it, it spills to `spill`.
+
+    Without `spill` it writes nothing: unless told so, DuckDB would leave rows in the working directory.
+    """
+    spilled = "" if spill is None else str(spill)
+    settings: dict[str, str | int] = {"threads": 1, "memory_limit": memory, "temp_directory": spilled}
     connection = duckdb.connect(config=settings)
     # It would go to standard output, where results go.
     connection.execute("SET enable_progress_bar = false")

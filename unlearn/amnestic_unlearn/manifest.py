@@ -159,6 +159,8 @@ class Manifest:
             raise BundleError(f"{MANIFEST} is single-label, but has thresholds or fewer than two labels")
         if not single and (len(self.labels) != len(self.thresholds) or not self.labels):
             raise BundleError(f"{MANIFEST} has not one threshold a label")
+        if not isinstance(self.files, dict) or not all(isinstance(digest, str) for digest in self.files.values()):
+            raise BundleError(f"{MANIFEST} lists no files by their digests")
         if self.architecture not in ARCHITECTURES:
             raise BundleError(f"{MANIFEST} names an unknown architecture")
         try:

@@ -14,6 +14,7 @@ from typing import Any, Self, TypeVar
 PATCH_FILE = "patch.safetensors"
 EVIDENCE_FILE = "evidence.safetensors"
 REPORT_FILE = "report.json"
+STAGES = ("loading", "selecting", "training", "evaluating")
 
 S = TypeVar("S", "Method", "GateLimits")
 
@@ -164,7 +165,7 @@ class JobSpec:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where the worker is. Stages: loading, selecting, training, evaluating. `seconds_left` < 0: unknown.
+    """Where the worker is, by its stage of `STAGES`. `seconds_left` < 0: unknown.
 
     `epochs` are those that there will be, 0 until the steps are planned: `max_steps` may leave some out.
     """
@@ -205,12 +206,24 @@ def decode_message(line: str | bytes) -> Progress | Failure:
         payload = json.loads(line)
         match payload:
             case {"progress": dict(fields)}:
-                return Progress(**fields)
+                return _progress(fields)
             case {"failure": {"reason": str(reason)}}:
                 return Failure(reason[:500])
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         pass
     raise ValueError("not a message of the worker")
+
+
+def _progress(fields: dict[str, Any]) -> Progress:
+    """Raises TypeError or ValueError unless they are a worker's: a known stage, counts, and figures."""
+    progress = Progress(**fields)
+    counts = (progress.epoch, progress.epochs, progress.step, progress.steps)
+    figures = (progress.forget_loss, progress.utility_loss, progress.seconds_left)
+    if progress.stage not in STAGES or not all(type(count) is int and 0 <= count < 2**31 for count in counts):
+        raise ValueError
+    if not all(type(figure) is float for figure in figures):
+        raise ValueError
+    return progress
 
 
 def _check_ranges(settings: Method | GateLimits) -> None:

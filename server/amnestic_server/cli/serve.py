@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import logging
 import types
 import typing
 from collections.abc import Callable
@@ -11,10 +10,10 @@ from typing import Any
 
 import click
 
+from amnestic_server import logs
 from amnestic_server.cli.sections import Sectioned, section
-from amnestic_server.errors import StartError
+from amnestic_server.errors import ExitError, StartError
 from amnestic_server.settings import DEVICES, Settings
-from amnestic_server.trace import TraceFilter
 
 # What a setting is about, by the beginning of its name. What is named nowhere stands under the last.
 SECTIONS = {
@@ -95,10 +94,13 @@ def command(log_level: str, as_json: bool, **values: Any) -> None:
     """
     from amnestic_server.app import serve  # torch and ONNX Runtime: not for --help
 
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s%(trace)s")
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(TraceFilter())
+    logs.set_up(log_level)
+    logs.forget_memory()
     try:
-        asyncio.run(serve(Settings(**values), as_json=as_json))
-    except (StartError, ValueError) as error:
+        settings = Settings(**values)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    try:
+        asyncio.run(serve(settings, as_json=as_json))
+    except (StartError, ExitError) as error:
         raise click.ClickException(str(error)) from error
