@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Sequence
 from contextlib import suppress
@@ -24,6 +25,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from safetensors.torch import load_file
 
 from amnestic_client import Client, Job
+from amnestic_server.records import JobRecord
+from amnestic_server.records import JobState as StoredState
+from amnestic_server.rollout import RolloutRecord, Shares
+from amnestic_server.store import Store
 from amnestic_unlearn.architecture import ARCHITECTURES
 from amnestic_unlearn.manifest import MANIFEST, Manifest, file_digest
 from amnestic_unlearn.patch import Patch
@@ -258,6 +263,21 @@ def make_patch(bundle: Path, seed: int) -> Patch:
     return Patch(
         file_digest(bundle / MANIFEST), forgotten, ids, table[ids] + near[0], weight, head["bias"] - 0.1 * seed
     )
+
+
+def stage(server: Server, bundle: Path, *seeds: int, shares: Shares | None = None) -> Server:
+    """Staged versions as their jobs would leave them in the store of a server that is not started yet: 2, 3, ..."""
+    store = Store(server.store, file_digest(bundle / MANIFEST))
+    for seed in seeds:
+        patch = make_patch(bundle, seed)
+        request = {"labels": patch.forgotten, "dry_run": False, "stage": True, "reason": "", "method": {}, "limits": {}}
+        store.add_job(JobRecord(f"job-{seed}", None, request, StoredState.QUEUED, created_at=time.time()))
+        store.start_job(f"job-{seed}", {"forgotten": patch.forgotten})
+        store.stage_patch(f"job-{seed}", patch.forgotten, store.write_patch(patch.to_bytes()), {})
+    if shares is not None:
+        store.set_rollout(RolloutRecord(2, shares, time.time()))
+    store.close()
+    return server
 
 
 def amnestic(*arguments: str) -> list[str]:
