@@ -4,9 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TRITON := .venv-triton
+DEPLOY := .venv-deploy
+OPERATOR_RULES := deploy/kubernetes/monitoring/prometheusrule.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test triton check lint proto proto-check proto-baseline client-ts bench bench-peers clean
+.PHONY: help demo test triton deploy-tools rules check lint proto proto-check proto-baseline client-ts bench bench-peers clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -22,14 +24,27 @@ $(TRITON)/.installed: tests/e2e/triton-requirements.txt
 	$(TRITON)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
+$(DEPLOY)/.installed: tests/deploy/requirements.txt
+	$(PYTHON) -m venv $(DEPLOY)
+	$(DEPLOY)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	$(DEPLOY)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps kserve==0.21.0
+	@touch $@
+
 demo: $(STAMP) ## train, serve, forget a class while serving
 	$(BIN)/amnestic demo
 
 test: $(STAMP) ## run the tests
 	@$(MAKE) --no-print-directory triton || echo "no Triton client could be installed: its tests are skipped"
+	@$(MAKE) --no-print-directory deploy-tools || echo "no tools for deployments could be installed: their tests are skipped"
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 triton: $(TRITON)/.installed ## set up Triton's client and perf_analyzer for the tests
+
+deploy-tools: $(DEPLOY)/.installed ## set up kubectl, Compose, hadolint and schemas for the tests of deploy/
+
+rules: ## write the alert rules in the form of the Prometheus operator
+	printf 'apiVersion: monitoring.coreos.com/v1\nkind: PrometheusRule\nmetadata:\n  name: amnestic\nspec:\n' > $(OPERATOR_RULES)
+	sed 's/^./  &/' deploy/prometheus/rules.yml >> $(OPERATOR_RULES)
 
 check: $(STAMP) lint proto-check test ## everything that must be green
 
@@ -65,4 +80,4 @@ bench-peers: $(STAMP) ## measure MLServer, LitServe, infinity, Triton and plain 
 	$(BIN)/python bench/peers/run.py --report docs/benchmarks
 
 clean: ## remove what was built
-	rm -rf $(VENV) $(TRITON) build dist out
+	rm -rf $(VENV) $(TRITON) $(DEPLOY) build dist out
