@@ -13,6 +13,7 @@ import re
 import time
 import urllib.parse
 import urllib.request
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,23 +147,33 @@ class Drawing:
     def _draw_lines(self, axes: Any, panel: dict[str, Any]) -> None:
         defaults = panel["fieldConfig"]["defaults"]
         stepped = defaults["custom"]["lineInterpolation"] == "stepAfter"
-        names, lines = [], []
-        for query in panel_queries(panel, self._variables):
-            for series in self._range(query):
-                names.append(legend(query.legend, series["metric"]))
-                lines.append([(self._minute(at), float(value)) for at, value in series["values"]])
-        for name, line in sorted(zip(names, lines, strict=True)):
+        lines = self._lines(panel)
+        if "stacking" in defaults["custom"]:
+            lines = _stacked(lines)
+        for name, line in lines.items():
             axes.plot(*zip(*line, strict=True), label=name, drawstyle="steps-post" if stepped else "default")
+        highest = max((value for line in lines.values() for _, value in line if math.isfinite(value)), default=0.0)
         if "thresholdsStyle" in defaults["custom"]:
-            axes.axhline(defaults["thresholds"]["steps"][-1]["value"], color="red", linewidth=0.8, linestyle="--")
+            limit = defaults["thresholds"]["steps"][-1]["value"]
+            axes.axhline(limit, color="red", linewidth=0.8, linestyle="--")
+            highest = max(highest, limit)
         axes.set_xlim(0, self._minute(self._end))
-        axes.set_ylim(bottom=defaults.get("min"), top=_top(defaults, lines))
+        axes.set_ylim(bottom=defaults.get("min"), top=(defaults.get("max") or highest or 1.0) * 1.05)
         axes.set_ylabel(UNITS.get(defaults["unit"], ""), fontsize=8)
         axes.tick_params(labelsize=7)
-        if names:
+        if lines:
             axes.legend(fontsize=7, loc="best")
         else:
             axes.text(0.5, 0.5, "no data", ha="center", transform=axes.transAxes)
+
+    def _lines(self, panel: dict[str, Any]) -> dict[str, list[tuple[float, float]]]:
+        """By legend, in its order, the points of each series: minutes and values."""
+        lines = {
+            legend(query.legend, series["metric"]): [(self._minute(at), float(value)) for at, value in series["values"]]
+            for query in panel_queries(panel, self._variables)
+            for series in self._range(query)
+        }
+        return dict(sorted(lines.items()))
 
     def _range(self, query: Query) -> list[dict[str, Any]]:
         return self._prometheus.range(query.expression, self._start, self._end, self._variables.interval)
@@ -171,12 +182,15 @@ class Drawing:
         return (at - self._start) / 60
 
 
-def _top(defaults: dict[str, Any], lines: list[list[tuple[float, float]]]) -> float | None:
-    """The upper end of the axis: the panel's own, with room for its line; None to leave it to matplotlib."""
-    if "max" in defaults:
-        return float(defaults["max"]) * 1.02
-    highest = max((value for line in lines for _, value in line if math.isfinite(value)), default=1.0)
-    return highest * 1.1 or None
+def _stacked(lines: dict[str, list[tuple[float, float]]]) -> dict[str, list[tuple[float, float]]]:
+    """Each line on top of those before it."""
+    totals: defaultdict[float, float] = defaultdict(float)
+    stacked = {}
+    for name, line in lines.items():
+        for minute, value in line:
+            totals[minute] += value
+        stacked[name] = [(minute, totals[minute]) for minute, _ in line]
+    return stacked
 
 
 def main() -> None:

@@ -2,6 +2,9 @@
 what they name in each other is there.
 """
 
+import copy
+from itertools import chain
+
 import pytest
 import yaml
 from deploy.conftest import ROOT
@@ -13,17 +16,17 @@ OVERLAYS = ("overlays/cpu", "overlays/cuda", "overlays/scale-out", "overlays/wit
 FLAGS = {setting.replace("_", "-") for setting in Settings.__dataclass_fields__} | {"no-tcp", "health-port"}
 
 
-@pytest.fixture(scope="session", params=OVERLAYS)
-def rendered(request, tool, tmp_path_factory):
-    """A file with every manifest of an overlay, and the manifests."""
-    file = tmp_path_factory.mktemp("rendered") / "manifests.yaml"
-    file.write_text(tool("kubectl", "kustomize", KUBERNETES / request.param))
-    return file, list(yaml.safe_load_all(file.read_text()))
-
-
 @pytest.fixture(scope="session")
-def manifests(rendered):
-    return rendered[1]
+def rendered(tool):
+    """Every manifest, by overlay."""
+    return {
+        overlay: list(yaml.safe_load_all(tool("kubectl", "kustomize", KUBERNETES / overlay))) for overlay in OVERLAYS
+    }
+
+
+@pytest.fixture(scope="session", params=OVERLAYS)
+def manifests(request, rendered):
+    return rendered[request.param]
 
 
 def of_kind(manifests, *kinds):
@@ -64,8 +67,9 @@ def port_names(pod):
     return {port["name"] for container in containers(pod) for port in container.get("ports", ())}
 
 
-def test_manifests_are_valid_by_the_schemas(rendered, faults):
-    assert faults("kubernetes", rendered[0]) == []
+def test_manifests_are_valid_by_the_schemas(rendered, faults, tmp_path):
+    (tmp_path / "all.yaml").write_text(yaml.safe_dump_all(chain.from_iterable(rendered.values())))
+    assert faults("kubernetes", tmp_path / "all.yaml") == []
 
 
 BROKEN = {
@@ -78,13 +82,12 @@ BROKEN = {
 }
 
 
-def test_a_field_that_no_schema_knows_is_a_fault(tool, faults, tmp_path):
+def test_a_field_that_no_schema_knows_is_a_fault(rendered, faults, tmp_path):
     broken = {}
-    for overlay in ("overlays/cpu", "kserve"):
-        for manifest in yaml.safe_load_all(tool("kubectl", "kustomize", KUBERNETES / overlay)):
-            if manifest["kind"] in BROKEN:
-                BROKEN[manifest["kind"]](manifest)
-                broken[manifest["kind"]] = manifest
+    for manifest in copy.deepcopy([*rendered["overlays/cpu"], *rendered["kserve"]]):
+        if manifest["kind"] in BROKEN:
+            BROKEN[manifest["kind"]](manifest)
+            broken[manifest["kind"]] = manifest
     (tmp_path / "broken.yaml").write_text(yaml.safe_dump_all(broken.values()))
     told = {fault.split(" ")[0] for fault in faults("kubernetes", tmp_path / "broken.yaml")}
     assert told == set(broken) == set(BROKEN)
@@ -189,9 +192,8 @@ def test_the_operator_is_given_the_rules_of_prometheus():
     assert written["spec"] == yaml.safe_load((ROOT / "deploy" / "prometheus" / "rules.yml").read_text()), "make rules"
 
 
-def test_a_sidecar_is_ready_before_its_application_and_shares_its_socket(tool):
-    manifests = list(yaml.safe_load_all(tool("kubectl", "kustomize", KUBERNETES / "overlays" / "with-application")))
-    ((_, pod),) = pods(manifests)
+def test_a_sidecar_is_ready_before_its_application_and_shares_its_socket(rendered):
+    ((_, pod),) = pods(rendered["overlays/with-application"])
     (sidecar,), (application,) = pod["initContainers"], pod["containers"]
     assert sidecar["restartPolicy"] == "Always"
     socket = sidecar["args"][sidecar["args"].index("--uds") + 1]

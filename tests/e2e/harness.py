@@ -128,7 +128,7 @@ class Server:
         with urllib.request.urlopen(f"http://{self.metrics_target}/metrics", timeout=10) as answer:
             return str(answer.read().decode())
 
-    def metric(self, name: str, **labels: str) -> float | None:
+    def metric(self, name: str, /, **labels: str) -> float | None:
         """One sample's value; None if there is no such sample."""
         for family in text_string_to_metric_families(self.metrics_text()):
             for sample in family.samples:

@@ -1,5 +1,7 @@
 """What is deployed beside a server, and how it is installed, tried on real servers."""
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +9,7 @@ from pathlib import Path
 import pytest
 from e2e.harness import ANYTHING, Server, environment
 
-from amnestic_client import FailedPrecondition
+from amnestic_client import Client, FailedPrecondition
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 
@@ -47,3 +49,25 @@ def test_a_reader_serves_from_a_copy_of_the_writers_store(serve, texts, bundle, 
             reader.client.unlearn(["beta"])
     finally:
         reader.close()
+
+
+@pytest.mark.huge
+@pytest.mark.timeout(1200)
+def test_an_empty_environment_is_all_that_is_needed(bundle, texts, tmp_path):
+    """The script that the images are built by, and a server of what it installed."""
+    if not (DEPLOY / "requirements-cpu.txt").exists():
+        pytest.skip("there are no requirements pinned by hash")
+    outside = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    prefix = tmp_path / "amnestic"
+    told = subprocess.check_output([DEPLOY / "install.sh", "cpu", prefix], env=outside, text=True)
+    assert int(told.splitlines()[-1].removesuffix("MB installed")) < 2000
+    arguments = ["--bundle", bundle, "--store", tmp_path / "store", "--grpc-port", "0", "--metrics-port", "0", "--json"]
+    process = subprocess.Popen(
+        [prefix / "bin" / "amnestic", "serve", *arguments], env=outside, cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        with Client(json.loads(process.stdout.readline())["grpc"]) as client:
+            assert len(client.predict(texts[:3]).predictions) == 3
+    finally:
+        process.terminate()
+        assert process.wait(60) == 0
