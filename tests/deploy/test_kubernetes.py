@@ -19,9 +19,11 @@ FLAGS = {setting.replace("_", "-") for setting in Settings.__dataclass_fields__}
 @pytest.fixture(scope="session")
 def rendered(tool):
     """Every manifest, by overlay."""
-    return {
+    found = {
         overlay: list(yaml.safe_load_all(tool("kubectl", "kustomize", KUBERNETES / overlay))) for overlay in OVERLAYS
     }
+    found["overlays/scale-out"].append(yaml.safe_load((KUBERNETES / "overlays/scale-out/publish.yaml").read_text()))
+    return found
 
 
 @pytest.fixture(scope="session", params=OVERLAYS)
@@ -35,10 +37,8 @@ def of_kind(manifests, *kinds):
 
 def pods(manifests):
     """Labels and spec of each pod that the manifests make."""
-    found = [
-        (template["metadata"]["labels"], template["spec"])
-        for template in (manifest["spec"]["template"] for manifest in of_kind(manifests, "Deployment"))
-    ]
+    templates = [manifest["spec"]["template"] for manifest in of_kind(manifests, "Deployment", "Job")]
+    found = [(template["metadata"]["labels"], template["spec"]) for template in templates]
     for runtime in of_kind(manifests, "ServingRuntime"):
         (service,) = of_kind(manifests, "InferenceService")
         found.append((runtime["spec"]["labels"], {**service["spec"]["predictor"], **runtime["spec"]}))
@@ -153,7 +153,7 @@ def test_what_manifests_name_is_there(manifests):
         assert {
             volume["persistentVolumeClaim"]["claimName"]
             for volume in volumes.values()
-            if len(volume) > 1 and "persistentVolumeClaim" in volume
+            if "persistentVolumeClaim" in volume
         } <= claims
         accounts = {manifest["metadata"]["name"] for manifest in of_kind(manifests, "ServiceAccount")}
         assert {pod["serviceAccountName"]} <= accounts if "serviceAccountName" in pod else not accounts
@@ -171,7 +171,7 @@ def test_selectors_find_pods_and_ports(manifests):
         assert {port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]} <= port_names(pod)
     for monitor in of_kind(manifests, "PodMonitor"):
         found = selected(manifests, monitor["spec"]["selector"]["matchLabels"])
-        assert len(found) == len(pods(manifests))
+        assert len(found) == len(servers(manifests))
         for endpoint in monitor["spec"]["podMetricsEndpoints"]:
             assert all(endpoint["port"] in port_names(pod) for pod in found)
     for autoscaler in of_kind(manifests, "HorizontalPodAutoscaler"):

@@ -2,16 +2,19 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from e2e.harness import ANYTHING, Server, environment
+import yaml
+from e2e.harness import Server, environment, stage
 
 from amnestic_client import Client, FailedPrecondition
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
+SCALE_OUT = DEPLOY / "kubernetes" / "overlays" / "scale-out"
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +35,36 @@ def test_the_load_predicts_and_is_refused_sometimes(server, corpus_path, until):
         load.wait(30)
 
 
+def in_pod(file, kind, containers):
+    """A container's own command, run here with other folders in place of its mounts."""
+    manifests = yaml.safe_load_all((SCALE_OUT / file).read_text())
+    (pod,) = (manifest["spec"]["template"]["spec"] for manifest in manifests if manifest["kind"] == kind)
+    (container,) = pod[containers]
+
+    def run(folders):
+        command = container["command"]
+        for mount, folder in folders.items():
+            command = [re.sub(rf"(?<![\w/]){mount}\b", str(folder), word) for word in command]
+        subprocess.run(command, check=True)
+
+    return run
+
+
 def test_a_reader_serves_from_a_copy_of_the_writers_store(serve, texts, bundle, tmp_path):
-    """As in the overlay `scale-out`: modes are not kept, and there is no corpus."""
-    writer = serve()
-    writer.ended(writer.forget("alpha", method={"preset": "paper", "k": 8, "epochs": 1}, gates=ANYTHING))
+    """By the commands of the overlay `scale-out`, after a version was published before; and without a corpus."""
+    publish, copy = in_pod("publish.yaml", "Job", "containers"), in_pod("readers.yaml", "Deployment", "initContainers")
+    published, before = tmp_path / "published", tmp_path / "before"
+    published.mkdir()
+    before.mkdir()
+    publish({"/store": before, "/published": published})
+    writer = stage(serve(start=False), bundle, 0).start()
+    writer.client.promote(2)
     answers = writer.client.predict(texts)
     writer.terminate()
+    publish({"/store": writer.store, "/published": published})
     reader = Server(tmp_path, bundle, None)
-    subprocess.run(["cp", "--recursive", "--no-preserve=mode", f"{writer.store}/.", reader.store], check=True)
+    reader.store.mkdir()
+    copy({"/store": reader.store, "/published": published})
     try:
         reader.start()
         assert reader.ready_version == answers.version == 2
