@@ -35,6 +35,17 @@ def test_the_load_predicts_and_is_refused_sometimes(server, corpus_path, until):
         load.wait(30)
 
 
+def test_the_images_health_check_asks_the_health_service(server):
+    (told,) = re.findall(r"^HEALTHCHECK [^\[]* CMD (\[.*?\])$", (DEPLOY / "Containerfile").read_text(), re.M | re.S)
+
+    def code(target):
+        command = [word.replace("127.0.0.1:8003", target) for word in json.loads(told)]
+        return subprocess.run([sys.executable, *command[1:]], env=environment(), timeout=60).returncode
+
+    assert code(server.target) == 0
+    assert code("127.0.0.1:1") == 1
+
+
 def in_pod(file, kind, containers):
     """A container's own command, run here with other folders in place of its mounts."""
     manifests = yaml.safe_load_all((SCALE_OUT / file).read_text())
