@@ -3,6 +3,7 @@ every panel of the dashboards has data.
 """
 
 import importlib.util
+import re
 import shutil
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from amnestic_server.rollout import Shares
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 INTERVAL = 1
+ONLY_WITH_TLS = {"amnestic_certificate_expiry_seconds"}
 HASTY = METHOD | {"epochs": 1}
 
 
@@ -90,7 +92,7 @@ def story(bundle, serve_for_module, prometheus_of, traffic, texts, until):
     """
     server = stage(serve_for_module(start=False), bundle, 1, shares=Shares(canary=0.3, shadow=1.0)).start()
     prometheus, began = prometheus_of(server.metrics_target), time.time()
-    clients = traffic(server.target, texts[:20], processes=1, threads=2)
+    clients = traffic(server.target, texts[:20], processes=1, threads=1)
     with pytest.raises(InvalidArgument):
         server.client.predict(())
     until(lambda: prometheus.instant("amnestic_shadow_documents_total > 100"))
@@ -121,6 +123,16 @@ def test_no_alert_fires_but_the_one_that_should(story):
     assert evaluated == {rule["alert"]: "" for group in deployed for rule in group["rules"]}
     assert before == set()
     assert after == {"AmnesticJobRejected"}
+
+
+def test_alerts_are_on_metrics_that_there_are(story):
+    prometheus, *_ = story
+    expressions = " ".join(
+        rule["query"] for group in prometheus.get("rules")["data"]["groups"] for rule in group["rules"]
+    )
+    named = set(re.findall(r"\bamnestic_\w+", expressions)) - ONLY_WITH_TLS
+    assert len(named) > 10
+    assert [name for name in named if not prometheus.instant(name)] == []
 
 
 @pytest.mark.parametrize("name", ["serving", "forgetting"])
