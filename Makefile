@@ -5,9 +5,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TRITON := .venv-triton
 SUPPLY := .venv-supply
+DEPLOY := .venv-deploy
+OPERATOR_RULES := deploy/kubernetes/monitoring/prometheusrule.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak triton pins sbom audit check lint proto proto-check proto-baseline client-ts bench bench-peers clean
+.PHONY: help demo test soak triton deploy-tools rules pins sbom audit check lint proto proto-check proto-baseline client-ts bench bench-peers clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -28,11 +30,18 @@ $(SUPPLY)/.installed: deploy/supply-chain-requirements.txt
 	$(SUPPLY)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
+$(DEPLOY)/.installed: tests/deploy/requirements.txt
+	$(PYTHON) -m venv $(DEPLOY)
+	$(DEPLOY)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	$(DEPLOY)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps kserve==0.21.0
+	@touch $@
+
 demo: $(STAMP) ## train, serve, forget a class while serving
 	$(BIN)/amnestic demo
 
 test: $(STAMP) ## run the tests
 	@$(MAKE) --no-print-directory triton || echo "no Triton client could be installed: its tests are skipped"
+	@$(MAKE) --no-print-directory deploy-tools || echo "no tools for deployments could be installed: their tests are skipped"
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 soak: $(STAMP) ## the runs that take minutes: what is promised under load, many times over
@@ -48,6 +57,12 @@ sbom: $(SUPPLY)/.installed ## list what the images install in the form of Cyclon
 
 audit: $(SUPPLY)/.installed ## look for known vulnerabilities of what the images install
 	$(SUPPLY)/bin/python deploy/supply_chain.py audit
+
+deploy-tools: $(DEPLOY)/.installed ## set up kubectl, Compose, hadolint and schemas for the tests of deploy/
+
+rules: ## write the alert rules in the form of the Prometheus operator
+	printf 'apiVersion: monitoring.coreos.com/v1\nkind: PrometheusRule\nmetadata:\n  name: amnestic\nspec:\n' > $(OPERATOR_RULES)
+	sed 's/^./  &/' deploy/prometheus/rules.yml >> $(OPERATOR_RULES)
 
 check: $(STAMP) lint proto-check test ## everything that must be green
 	@$(MAKE) --no-print-directory $(SUPPLY)/.installed || { echo "no pip-audit could be installed: nothing was audited"; exit 0; }; \
@@ -85,4 +100,4 @@ bench-peers: $(STAMP) ## measure MLServer, LitServe, infinity, Triton and plain 
 	$(BIN)/python bench/peers/run.py --report docs/benchmarks
 
 clean: ## remove what was built
-	rm -rf $(VENV) $(TRITON) $(SUPPLY) build dist out
+	rm -rf $(VENV) $(TRITON) $(SUPPLY) $(DEPLOY) build dist out

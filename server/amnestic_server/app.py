@@ -82,7 +82,7 @@ async def serve(settings: Settings, *, as_json: bool = False) -> None:
         )
         snapshots = load_snapshots(bundle, store, engine)
         engine.warm_up(snapshots.active, bundle.manifest.max_tokens)
-        _show_model(metrics, bundle, engine)
+        _show_model(metrics, bundle, engine, settings.device)
 
         tokenizer = _tokenizer(bundle)
         stats = InferenceStats()
@@ -97,6 +97,7 @@ async def serve(settings: Settings, *, as_json: bool = False) -> None:
             on_batch=_batch_observer(metrics, stats),
         )
         stack.callback(batcher.close)
+        metrics.show_queue_limits(settings.max_queue_tokens, settings.max_concurrent_requests)
         metrics.watch_queue(lambda: batcher.queue_rows, lambda: batcher.queue_tokens, lambda: batcher.open_documents)
         evaluator, counts = _evaluation(bundle, batcher, tokenizer, documents, snapshots)
         documents.clear()
@@ -292,13 +293,14 @@ def _evaluation(
     return evaluator, LabelCounts(**counts)
 
 
-def _show_model(metrics: Metrics, bundle: Bundle, engine: Engine) -> None:
+def _show_model(metrics: Metrics, bundle: Bundle, engine: Engine, device: str) -> None:
     manifest = bundle.manifest
     metrics.model.info(
         {
             "name": manifest.name,
             "architecture": manifest.architecture,
             "precision": manifest.precision,
+            "device": device,
             "provider": engine.provider,
             "bundle": bundle.digest,
         }

@@ -117,11 +117,19 @@ def _write_parts(folder: Path, source: Source, encoder: onnx.ModelProto) -> None
     state = {key: value.detach().contiguous() for key, value in source.model.state_dict().items()}
     table = state.pop(f"{source.architecture.word_embeddings}.weight")
     head = {part: state.pop(f"{source.architecture.head}.{part}") for part in ("weight", "bias")}
-    save_file(state, folder / files.ENCODER_WEIGHTS)
-    save_file({"weight": table}, folder / files.EMBEDDINGS)
-    save_file(head, folder / files.HEAD)
+    _write_tensors(state, folder / files.ENCODER_WEIGHTS)
+    _write_tensors({"weight": table}, folder / files.EMBEDDINGS)
+    _write_tensors(head, folder / files.HEAD)
     source.config.save_pretrained(folder)
     _write_tokenizer(folder, source.tokenizer)
+
+
+def _write_tensors(tensors: dict[str, Any], path: Path) -> None:
+    """As readable as any other file of the bundle; safetensors by itself lets the owner alone read."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path)
+    path.chmod(mode)
 
 
 def _write_tokenizer(folder: Path, tokenizer: Any) -> None:

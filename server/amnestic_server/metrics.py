@@ -124,6 +124,12 @@ class Metrics:
         self.open_documents = Gauge(
             "amnestic_open_documents", "Documents admitted and not yet answered.", registry=registry
         )
+        self.queue_tokens_limit = Gauge(
+            "amnestic_queue_tokens_limit", "Most tokens that may wait for the encoder.", registry=registry
+        )
+        self.open_documents_limit = Gauge(
+            "amnestic_open_documents_limit", "Most documents admitted and not yet answered.", registry=registry
+        )
         self.audit_intact = Gauge(
             "amnestic_audit_intact", "1 if the audit record verified when the server started.", registry=registry
         )
@@ -204,7 +210,9 @@ class Metrics:
             ["label"],
             registry=registry,
         )
-        self.model = Info("amnestic_model", "The model served and the provider in use.", registry=registry)
+        self.model = Info(
+            "amnestic_model", "The model served, the device asked for and the provider in use.", registry=registry
+        )
         self.ready = Gauge("amnestic_ready", "1 while the server takes calls.", registry=registry)
 
     def show_quality(
@@ -252,6 +260,10 @@ class Metrics:
     def show_jobs(self, counts: dict[JobState, int]) -> None:
         for state in JobState:
             self.jobs.labels(state.value).set(counts.get(state, 0))
+
+    def show_queue_limits(self, tokens: int, open_documents: int) -> None:
+        self.queue_tokens_limit.set(tokens)
+        self.open_documents_limit.set(open_documents)
 
     def watch_queue(
         self, rows: Callable[[], int], tokens: Callable[[], int], open_documents: Callable[[], int]

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -31,6 +32,10 @@ from safetensors.torch import load_file
 from amnestic.oip import open_inference_pb2, open_inference_pb2_grpc
 from amnestic.v1.unlearning_pb2 import UnlearnRequest
 from amnestic_client import Client, Job
+from amnestic_server.records import JobRecord
+from amnestic_server.records import JobState as StoredState
+from amnestic_server.rollout import RolloutRecord, Shares
+from amnestic_server.store import Store
 from amnestic_unlearn.architecture import ARCHITECTURES
 from amnestic_unlearn.manifest import MANIFEST, Manifest, file_digest
 from amnestic_unlearn.patch import Patch
@@ -139,7 +144,7 @@ class Server:
         with urllib.request.urlopen(f"http://{self.metrics_target}/metrics", timeout=10) as answer:
             return str(answer.read().decode())
 
-    def metric(self, name: str, **labels: str) -> float | None:
+    def metric(self, name: str, /, **labels: str) -> float | None:
         """One sample's value; None if there is no such sample."""
         for family in text_string_to_metric_families(self.metrics_text()):
             for sample in family.samples:
@@ -349,6 +354,21 @@ def infer_request(model: str, name: str, text: str) -> open_inference_pb2.ModelI
         name="text", datatype="BYTES", shape=[1], contents=contents
     )
     return open_inference_pb2.ModelInferRequest(model_name=model, id=name, inputs=[tensor])
+
+
+def stage(server: Server, bundle: Path, *seeds: int, shares: Shares | None = None) -> Server:
+    """Staged versions as their jobs would leave them in the store of a server that is not started yet: 2, 3, ..."""
+    store = Store(server.store, file_digest(bundle / MANIFEST))
+    for seed in seeds:
+        patch = make_patch(bundle, seed)
+        request = {"labels": patch.forgotten, "dry_run": False, "stage": True, "reason": "", "method": {}, "limits": {}}
+        store.add_job(JobRecord(f"job-{seed}", None, request, StoredState.QUEUED, created_at=time.time()))
+        store.start_job(f"job-{seed}", {"forgotten": patch.forgotten})
+        store.stage_patch(f"job-{seed}", patch.forgotten, store.write_patch(patch.to_bytes()), {})
+    if shares is not None:
+        store.set_rollout(RolloutRecord(2, shares, time.time()))
+    store.close()
+    return server
 
 
 def amnestic(*arguments: str) -> list[str]:

@@ -9,31 +9,12 @@ import subprocess
 import time
 
 import pytest
-from e2e.harness import ANYTHING, CANARY, JOB_SECONDS, METHOD, amnestic, environment, make_patch
+from e2e.harness import ANYTHING, CANARY, JOB_SECONDS, METHOD, amnestic, environment, stage
 
 from amnestic_client import FailedPrecondition, InvalidArgument, JobState, NotFound
-from amnestic_server.records import JobRecord
-from amnestic_server.records import JobState as StoredState
-from amnestic_server.rollout import RolloutRecord, Shares, falls_on_candidate
-from amnestic_server.store import Store
-from amnestic_unlearn.manifest import MANIFEST, file_digest
+from amnestic_server.rollout import Shares, falls_on_candidate
 
 ENDLESS = METHOD | {"epochs": 1000}
-
-
-def stage(server, bundle, *seeds, shares=None):
-    """Staged versions as their jobs would leave them in the store of a server that is not started yet: 2, 3, ..."""
-    store = Store(server.store, file_digest(bundle / MANIFEST))
-    for seed in seeds:
-        patch = make_patch(bundle, seed)
-        request = {"labels": patch.forgotten, "dry_run": False, "stage": True, "reason": "", "method": {}, "limits": {}}
-        store.add_job(JobRecord(f"job-{seed}", None, request, StoredState.QUEUED, created_at=time.time()))
-        store.start_job(f"job-{seed}", {"forgotten": patch.forgotten})
-        store.stage_patch(f"job-{seed}", patch.forgotten, store.write_patch(patch.to_bytes()), {})
-    if shares is not None:
-        store.set_rollout(RolloutRecord(2, shares, time.time()))
-    store.close()
-    return server
 
 
 @pytest.fixture

@@ -28,6 +28,11 @@ def test_a_server_tells_how_it_is(serve, texts, until):
     assert (status["state"], status["active_version"], status["forgotten"]) == ("SERVING", 1, [])
     model = server.client.get_model()
     assert (status["model"], status["provider"]) == (model.name, model.provider)
+    labels = {"name": model.name, "architecture": model.architecture, "precision": model.precision}
+    labels |= {"provider": model.provider, "device": "auto", "bundle": model.bundle_digest}
+    assert server.metric("amnestic_model_info", **labels) == 1
+    assert server.metric("amnestic_open_documents_limit") == 1024
+    assert server.metric("amnestic_queue_tokens_limit") == 262_144
     assert set(status["retain_f1"]) == {label.name for label in model.labels}
     assert (status["running_job"], status["last_job"], status["queued_jobs"]) == (None, None, 0)
 

@@ -1,6 +1,7 @@
 """Checkpoints to bundles: what is written, that it answers as the checkpoint does, and what is refused."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,8 @@ from amnestic_unlearn.architecture import ARCHITECTURES, CheckpointError
 from amnestic_unlearn.corpus import Document
 from amnestic_unlearn.manifest import REQUIRED, BundleError, Manifest, ProblemType, verify
 from amnestic_unlearn.measures import decide, f1_by_label
+
+NOBODY = 65534
 
 
 @pytest.fixture(scope="module", params=list(ARCHITECTURES))
@@ -126,6 +129,24 @@ def test_a_changed_file_is_found(bundle: Path, tmp_path: Path) -> None:
         (copy / name).write_bytes(data)
         with pytest.raises(BundleError, match=f"{name} does not match its digest"):
             verify(copy, manifest)
+
+
+def test_another_user_may_read_a_bundle_as_far_as_the_umask_lets(bundle: Path) -> None:
+    modes = {path.name: path.stat().st_mode for path in bundle.iterdir()}
+    assert modes == dict.fromkeys(modes, modes["manifest.json"])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can take on another user")
+def test_a_file_that_cannot_be_read_is_told(bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    copy.chmod(0o700)
+    manifest = Manifest.read(copy)
+    os.seteuid(NOBODY)
+    try:
+        with pytest.raises(BundleError, match=r" cannot be read$"):
+            verify(copy, manifest)
+    finally:
+        os.seteuid(0)
 
 
 def test_the_toy_has_learned(bundle: Path, corpus_path: Path) -> None:

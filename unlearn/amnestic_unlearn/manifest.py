@@ -177,7 +177,7 @@ class Manifest:
 def verify(folder: Path, manifest: Manifest) -> str:
     """Check every file of a bundle against its digest, and return the digest of the manifest itself.
 
-    Raises BundleError, naming the file, if one is missing, outside the bundle, changed or not listed.
+    Raises BundleError, naming the file, if one is missing, unreadable, outside the bundle, changed or not listed.
     """
     for name in REQUIRED:
         if name not in manifest.files:
@@ -186,9 +186,13 @@ def verify(folder: Path, manifest: Manifest) -> str:
         path = folder / name
         if Path(name).name != name:
             raise BundleError(f"{MANIFEST} lists a path outside the bundle")
-        if not path.is_file():
-            raise BundleError(f"{name} is missing")
-        if file_digest(path) != digest:
+        try:
+            if not path.is_file():
+                raise BundleError(f"{name} is missing")
+            found = file_digest(path)
+        except OSError as error:
+            raise BundleError(f"{name} cannot be read") from error
+        if found != digest:
             raise BundleError(f"{name} does not match its digest")
     return file_digest(folder / MANIFEST)
 
