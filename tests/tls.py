@@ -47,7 +47,7 @@ class Certificate:
         return paths
 
 
-def issue(name: str, issuer: Certificate | None = None, *, days: int = 1) -> Certificate:
+def issue(name: str, issuer: Certificate | None = None, *, days: float = 1) -> Certificate:
     """A certificate for `name` that ends in `days`; without an issuer it is an authority."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -61,10 +61,14 @@ def issue(name: str, issuer: Certificate | None = None, *, days: int = 1) -> Cer
         .not_valid_before(now - datetime.timedelta(days=3))
         .not_valid_after(now + datetime.timedelta(days=days))
         .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([_san(name)]), critical=False)
     )
     signed = builder.sign(key if issuer is None else issuer.private_key, hashes.SHA256())
     return Certificate(signed, key)
+
+
+def _san(name: str) -> x509.GeneralName:
+    return x509.UniformResourceIdentifier(name) if "://" in name else x509.DNSName(name)
 
 
 @contextmanager

@@ -8,26 +8,32 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 
+import grpc.aio
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 from prometheus_client import start_http_server
 
 from amnestic.dsse import SignatureError
-from amnestic.oip import open_inference_pb2, open_inference_pb2_grpc
-from amnestic.v1 import prediction_pb2, prediction_pb2_grpc, unlearning_pb2, unlearning_pb2_grpc
+from amnestic.oip import open_inference_pb2_grpc
+from amnestic.v1 import prediction_pb2_grpc, unlearning_pb2_grpc
 from amnestic_server import bundle as bundles
 from amnestic_server import listening, logs, otel, trace
+from amnestic_server.access import Access
 from amnestic_server.admission import LabelCounts
 from amnestic_server.audit import AuditError
 from amnestic_server.batcher import Batcher
 from amnestic_server.bundle import Bundle
 from amnestic_server.call import BatchStats
 from amnestic_server.calls import TraceInterceptor
+from amnestic_server.certificates import Certificates
 from amnestic_server.engine import Engine, limit_library_threads
 from amnestic_server.errors import DrainingError, ExitError, StartError
 from amnestic_server.evaluation import Evaluator, GateDocuments
+from amnestic_server.guard import INFERENCE, PREDICTION, UNLEARNING, Guard
 from amnestic_server.inference_stats import InferenceStats
 from amnestic_server.jobs import Jobs
+from amnestic_server.listening import Ports
 from amnestic_server.metrics import Metrics
 from amnestic_server.oip.service import InferenceService
 from amnestic_server.prediction import Predictor
@@ -46,11 +52,7 @@ from amnestic_unlearn.manifest import BundleError
 
 log = logging.getLogger(__name__)
 
-SERVICES = (
-    prediction_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name,
-    unlearning_pb2.DESCRIPTOR.services_by_name["UnlearningService"].full_name,
-    open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
-)
+SERVICES = (PREDICTION, UNLEARNING, INFERENCE)
 
 
 async def serve(settings: Settings, *, as_json: bool = False) -> None:
@@ -63,9 +65,9 @@ async def serve(settings: Settings, *, as_json: bool = False) -> None:
     started = time.monotonic()
     asyncio.get_running_loop().set_exception_handler(logs.of_loop)
     async with AsyncExitStack() as stack:
-        server, targets = listening.bind(settings, [_tracing(settings, stack)], stack)
         metrics = Metrics()
-        metrics_port = _serve_metrics(settings, metrics, stack)
+        ports = _bind(settings, metrics, stack)
+        metrics_target = _serve_metrics(settings, metrics, stack)
         bundle = _load_bundle(settings)
         documents = _load_corpus(settings, bundle)
 
@@ -133,34 +135,32 @@ async def serve(settings: Settings, *, as_json: bool = False) -> None:
         )
         reading = asyncio.create_task(last_minute.keep_reading())
         stack.callback(reading.cancel)
-        prediction_pb2_grpc.add_PredictionServiceServicer_to_server(
-            PredictionService(predictor, snapshots, bundle, engine, settings, metrics, status), server
-        )
-        unlearning_pb2_grpc.add_UnlearningServiceServicer_to_server(
-            UnlearningService(jobs, versions, staging, metrics), server
-        )
-        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
-            InferenceService(predictor, snapshots, versions, stats, bundle, engine, settings, metrics), server
-        )
-        health = await listening.add_health(server, SERVICES)
-        if settings.reflection:
-            listening.add_reflection(server, SERVICES)
+        prediction = PredictionService(predictor, snapshots, bundle, engine, settings, metrics, status)
+        unlearning = UnlearningService(jobs, versions, staging, metrics)
+        inference = InferenceService(predictor, snapshots, versions, stats, bundle, engine, settings, metrics)
+        for server in ports.services:
+            prediction_pb2_grpc.add_PredictionServiceServicer_to_server(prediction, server)
+            unlearning_pb2_grpc.add_UnlearningServiceServicer_to_server(unlearning, server)
+            open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, server)
+            if settings.reflection:
+                listening.add_reflection(server, SERVICES)
+        health = await listening.add_health(ports.all, SERVICES)
 
         stopping = _on_signals()
-        await server.start()
+        await ports.start()
         await jobs.start()
         versions.measure_active()
         await listening.set_health(health, SERVICES, HealthCheckResponse.SERVING)
         metrics.ready.set(1)
         log.info("ready after %.1f s", time.monotonic() - started)
-        ready = {
-            "grpc": targets[0],
-            "metrics": f"{settings.host}:{metrics_port}",
+        targets = ports.targets
+        ready: dict[str, str | int] = {
+            "grpc": targets.get("grpc") or targets["uds"],
+            "metrics": metrics_target,
             "version": snapshots.active.version,
             "provider": engine.provider,
+            **{name: targets[name] for name in ("uds", "operations", "health") if name in targets},
         }
-        if settings.uds:
-            ready["uds"] = targets[-1]
         line = " ".join(f"{name}={value}" for name, value in ready.items())
         print(json.dumps(ready) if as_json else f"ready: {line}", flush=True)
         await _first_of(stopping, batcher.lost)
@@ -176,7 +176,7 @@ async def serve(settings: Settings, *, as_json: bool = False) -> None:
         shadow.close()
         unanswered = await _finish(jobs, batcher, settings.exit_timeout_secs)
         health.end_watches()
-        await server.stop(grace=1.0)
+        await ports.stop(grace=1.0)
         log.info("stopped")
         if batcher.lost.is_set():
             raise ExitError("the engine failed; the log says how. A restart serves again")
@@ -223,11 +223,35 @@ def _tracing(settings: Settings, stack: AsyncExitStack) -> TraceInterceptor:
     return TraceInterceptor(lambda path, headers: trace.received(headers))
 
 
-def _serve_metrics(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> int:
+def _bind(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> Ports:
+    """Take gRPC's addresses, with what admits and traces the calls that come in there."""
+    certificates = access = None
+    if settings.tls_cert is not None and settings.tls_key is not None:
+        certificates = Certificates(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+        for kind in certificates.kinds:
+            metrics.certificate_expiry.labels(kind).set_function(partial(certificates.expiry, kind))
+    if settings.access is not None:
+        access = Access(settings.access)
+        if access.names_certificates and settings.tls_client_ca is None:
+            raise StartError("the file of --access gives roles to certificates: --tls-client-ca must verify them")
+    tracing = _tracing(settings, stack)
+
+    def interceptors(port: str) -> list[grpc.aio.ServerInterceptor]:
+        changes = port == "operations" or settings.operations_port is None
+        if access is None and changes and settings.tls_client_ca is None:
+            return [tracing]
+        return [tracing, Guard(access, metrics, changes=changes)]
+
+    return listening.bind(settings, certificates, interceptors, stack)
+
+
+def _serve_metrics(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> str:
+    """Returns the address."""
+    host = settings.monitoring_host or settings.host
     try:
-        server, thread = start_http_server(settings.metrics_port, settings.host, metrics.registry)
+        server, thread = start_http_server(settings.metrics_port, host, metrics.registry)
     except OSError as error:
-        raise StartError(f"cannot listen on {settings.host}:{settings.metrics_port}: is the port in use?") from error
+        raise StartError(f"cannot listen on {host}:{settings.metrics_port}: is the port in use?") from error
 
     def close() -> None:
         server.shutdown()
@@ -235,7 +259,7 @@ def _serve_metrics(settings: Settings, metrics: Metrics, stack: AsyncExitStack) 
         thread.join()
 
     stack.callback(close)
-    return int(server.server_port)
+    return f"{host}:{server.server_port}"
 
 
 def _load_bundle(settings: Settings) -> Bundle:

@@ -23,6 +23,7 @@ from urllib.parse import quote
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from amnestic import dsse
+from amnestic_server import caller
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ CREATE TABLE IF NOT EXISTS audit (
     action  TEXT NOT NULL,
     job_id  TEXT,
     version INTEGER,
+    caller  TEXT NOT NULL,                 -- who asked for it, as access control knows them; empty if it does not
     detail  TEXT NOT NULL,                 -- JSON
     digest  TEXT NOT NULL                  -- of this record and, through it, of all before
 ) STRICT;
@@ -60,6 +62,7 @@ class Record:
     action: str
     job_id: str | None
     version: int | None
+    caller: str
     detail: str
     digest: str
 
@@ -105,12 +108,13 @@ def made(forgotten: Sequence[str], patch_digest: str) -> dict[str, Any]:
 
 
 def append(db: sqlite3.Connection, action: str, job_id: str | None, version: int | None, detail: Any) -> None:
-    """Add a record within a transaction of the caller's."""
+    """Add a record within a transaction of whoever calls this, in the name of the caller that it works for."""
     before = db.execute("SELECT seq, digest FROM audit ORDER BY seq DESC LIMIT 1").fetchone()
     seq, previous = (1, NOTHING) if before is None else (before["seq"] + 1, before["digest"])
-    record = Record(seq, time.time(), action, job_id, version, json.dumps(detail, sort_keys=True), "")
+    by = caller.current().name
+    record = Record(seq, time.time(), action, job_id, version, by, json.dumps(detail, sort_keys=True), "")
     values = {**asdict(record), "digest": record.digest_after(previous)}
-    db.execute("INSERT INTO audit VALUES (:seq, :at, :action, :job_id, :version, :detail, :digest)", values)
+    db.execute("INSERT INTO audit VALUES (:seq, :at, :action, :job_id, :version, :caller, :detail, :digest)", values)
 
 
 def records(db: sqlite3.Connection, job_id: str | None = None) -> list[Record]:

@@ -44,7 +44,7 @@ def _told(error: Exception) -> AmnesticError:
     return AmnesticError("internal error")
 
 
-async def _abort(context: Context, error: Exception) -> NoReturn:
+async def abort(context: Context, error: Exception) -> NoReturn:
     told = _told(error)
     await context.abort(grpc.StatusCode[told.status], str(told), _trailing_metadata(told))
 
@@ -149,7 +149,7 @@ def unary(
         except BaseException as error:
             measured.end(error)
             if isinstance(error, Exception):
-                await _abort(context, error)
+                await abort(context, error)
             raise
         measured.end()
         context.set_trailing_metadata(_trace_response())
@@ -175,7 +175,7 @@ def streaming(
         except BaseException as error:
             measured.end(error)
             if isinstance(error, Exception):
-                await _abort(context, error)
+                await abort(context, error)
             raise
         measured.end()
         context.set_trailing_metadata(_trace_response())

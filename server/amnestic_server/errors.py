@@ -5,6 +5,9 @@
     ├── NotFoundError          no such version, job or label
     ├── AlreadyExistsError     the request id or the label is taken by another job
     ├── PreconditionError      not in the present state of the server
+    ├── UnauthenticatedError   it is not known who calls
+    ├── PermissionDeniedError  who calls may not do this
+    ├── OtherPortError         not at this port
     ├── QueueFullError         bounded queue is full; retry later
     ├── DeadlineError          dropped while it waited
     ├── SlowReaderError        the caller of a stream left answers unread
@@ -62,6 +65,29 @@ class AlreadyExistsError(AmnesticError):
 class PreconditionError(AmnesticError):
     status = "FAILED_PRECONDITION"
     reason = "FAILED_PRECONDITION"
+
+
+class UnauthenticatedError(AmnesticError):
+    status = "UNAUTHENTICATED"
+    reason = "UNAUTHENTICATED"
+
+
+class PermissionDeniedError(AmnesticError):
+    """`role` is the one that was asked for."""
+
+    status = "PERMISSION_DENIED"
+    reason = "ROLE_MISSING"
+
+    def __init__(self, role: str) -> None:
+        super().__init__(f"this needs the role {role}")
+
+
+class OtherPortError(AmnesticError):
+    status = "PERMISSION_DENIED"
+    reason = "OTHER_PORT"
+
+    def __init__(self) -> None:
+        super().__init__("this is answered on the port of operations alone")
 
 
 class QueueFullError(AmnesticError):

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from amnestic import dsse
-from amnestic_server import admission
+from amnestic_server import admission, caller
 from amnestic_server import candidate as candidates
 from amnestic_server import receipt as receipts
 from amnestic_server.admission import LabelCounts
 from amnestic_server.bundle import Bundle
+from amnestic_server.caller import Caller
 from amnestic_server.candidate import Candidate, Judge, Judgement
 from amnestic_server.engine import Engine
 from amnestic_server.errors import AlreadyExistsError, DrainingError, EngineLostError, PreconditionError
@@ -64,7 +65,7 @@ class Run:
     job_id: str
     task: "asyncio.Task[None]"
     decided: bool = False
-    cancelled: bool = False
+    cancelled_by: Caller | None = None
 
     def stop(self) -> None:
         """Interrupt the task, but once only: a second time would interrupt its tidying up."""
@@ -201,7 +202,7 @@ class Jobs:
         if running is not None and running.job_id == job_id and not view.record.state.ended:
             if running.decided:
                 raise PreconditionError("the job is coming to its end", reason="JOB_ENDING")
-            running.cancelled = True
+            running.cancelled_by = caller.current()
             running.stop()
             view = await self._ended(job_id)
         elif job_id in self._queue:
@@ -288,7 +289,7 @@ class Jobs:
             job_id = self._queue.popleft()
             running = self._running = Run(job_id, asyncio.create_task(self._run(job_id)))
             await asyncio.wait([running.task])
-            if running.cancelled and running.task.cancelled():
+            if running.cancelled_by and running.task.cancelled():
                 # Before its first step, so it could not record that itself.
                 await self._end(job_id, JobState.CANCELLED, {})
             self._running = None
@@ -319,7 +320,10 @@ class Jobs:
         self._progress.pop(job_id, None)
         self._metrics.job_progress.set(0)
         await asyncio.to_thread(shutil.rmtree, self._store.work_folder(job_id), True)
-        if state is JobState.CANCELLED and not running.cancelled:
+        if running.cancelled_by:
+            # For the record of the end.
+            caller.enter(running.cancelled_by)
+        elif state is JobState.CANCELLED:
             # The server stops. The job is begun again at the next start.
             await asyncio.to_thread(self._store.release_job, job_id)
             return

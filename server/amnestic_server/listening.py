@@ -4,8 +4,9 @@ import asyncio
 import os
 import socket
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -19,6 +20,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION
 from grpc_reflection.v1alpha.reflection import aio as reflection
 
+from amnestic_server.certificates import Certificates
 from amnestic_server.errors import DrainingError, StartError
 from amnestic_server.settings import Settings
 
@@ -28,32 +30,74 @@ KEEPALIVE_TIMEOUT_MS = 20_000
 PROBE_SECONDS = 1.0
 
 
-def bind(
-    settings: Settings, interceptors: Sequence[grpc.aio.ServerInterceptor], stack: AsyncExitStack
-) -> tuple[grpc.aio.Server, list[str]]:
-    """A server that is not started yet, and its addresses as clients name them, TCP first.
+# Given the port's name, what admits and traces its calls.
+Interceptors = Callable[[str], Sequence[grpc.aio.ServerInterceptor]]
 
-    Taken before anything slow, so that an address in use is told at once, as a StartError.
+
+@dataclass(slots=True)
+class Ports:
+    """The servers of one process, not started yet: `services` answer everything, `health` only whether they do.
+
+    `targets` are the addresses as clients name them: `grpc`, `uds`, `operations`, `health`, those that there are.
     """
-    server = grpc.aio.server(
-        interceptors=interceptors,
-        options=[
-            ("grpc.so_reuseport", 0),
-            ("grpc.max_receive_message_length", settings.max_message_bytes),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.keepalive_time_ms", int(settings.keepalive_secs * 1000)),
-            ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
-            # Else every ping without a call is held against the client.
-            ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.http2.min_ping_interval_without_data_ms", int(settings.client_ping_secs * 1000)),
-        ],
-    )
-    targets = []
+
+    services: list[grpc.aio.Server]
+    health: list[grpc.aio.Server]
+    targets: dict[str, str]
+
+    @property
+    def all(self) -> list[grpc.aio.Server]:
+        return [*self.services, *self.health]
+
+    async def start(self) -> None:
+        for server in self.all:
+            await server.start()
+
+    async def stop(self, grace: float) -> None:
+        await asyncio.gather(*(server.stop(grace) for server in self.all))
+
+
+def bind(
+    settings: Settings, certificates: Certificates | None, interceptors: Interceptors, stack: AsyncExitStack
+) -> Ports:
+    """Take every address before anything slow, so that one in use is told at once, as a StartError.
+
+    With `certificates` the ports speak TLS, but for health's; a Unix domain socket has its permissions instead.
+    """
+    options = _options(settings, certificates is not None)
+    main = grpc.aio.server(interceptors=interceptors("grpc"), options=options)
+    ports = Ports([main], [], {})
     if settings.tcp:
-        targets.append(_bind_port(server, settings.host, settings.grpc_port))
+        ports.targets["grpc"] = _bind_port(main, settings.host, settings.grpc_port, certificates)
     if settings.uds is not None:
-        targets.append(_bind_socket(server, settings.uds.absolute(), int(settings.uds_mode, 8), stack))
-    return server, targets
+        ports.targets["uds"] = _bind_socket(main, settings.uds.absolute(), int(settings.uds_mode, 8), stack)
+    if settings.operations_port is not None:
+        server = grpc.aio.server(interceptors=interceptors("operations"), options=options)
+        ports.targets["operations"] = _bind_port(server, settings.host, settings.operations_port, certificates)
+        ports.services.append(server)
+    if settings.health_port is not None:
+        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        host = settings.monitoring_host or settings.host
+        ports.targets["health"] = _bind_port(server, host, settings.health_port, None)
+        ports.health.append(server)
+    return ports
+
+
+def _options(settings: Settings, secure: bool) -> list[tuple[str, int]]:
+    options = [
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.keepalive_time_ms", int(settings.keepalive_secs * 1000)),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        # Else every ping without a call is held against the client.
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", int(settings.client_ping_secs * 1000)),
+    ]
+    if secure and settings.max_connection_age_secs:
+        age = int(settings.max_connection_age_secs * 1000)
+        options += [("grpc.max_connection_age_ms", age), ("grpc.max_connection_age_grace_ms", age)]
+    return options
 
 
 class Health(health.HealthServicer):  # type: ignore[misc]
@@ -78,10 +122,11 @@ class Health(health.HealthServicer):  # type: ignore[misc]
         self._ended.set()
 
 
-async def add_health(server: grpc.aio.Server, services: Sequence[str]) -> Health:
+async def add_health(servers: Sequence[grpc.aio.Server], services: Sequence[str]) -> Health:
     """The standard health service; the server as a whole and each of its services are NOT_SERVING yet."""
     servicer = Health()
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    for server in servers:
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     await set_health(servicer, services, health_pb2.HealthCheckResponse.NOT_SERVING)
     return servicer
 
@@ -107,9 +152,12 @@ def add_reflection(server: grpc.aio.Server, services: Sequence[str]) -> None:
     )
 
 
-def _bind_port(server: grpc.aio.Server, host: str, port: int) -> str:
+def _bind_port(server: grpc.aio.Server, host: str, port: int, certificates: Certificates | None) -> str:
+    address = f"{host}:{port}"
     try:
-        return f"{host}:{server.add_insecure_port(f'{host}:{port}')}"
+        if certificates is None:
+            return f"{host}:{server.add_insecure_port(address)}"
+        return f"{host}:{server.add_secure_port(address, certificates.credentials())}"
     except RuntimeError as error:
         raise StartError(f"cannot listen on {host}:{port}: is the port in use?") from error
 

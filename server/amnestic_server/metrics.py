@@ -130,6 +130,18 @@ class Metrics:
         self.open_documents_limit = Gauge(
             "amnestic_open_documents_limit", "Most documents admitted and not yet answered.", registry=registry
         )
+        self.denied = Counter(
+            "amnestic_denied_calls",
+            "Calls that were not admitted, by the cause as the error names it.",
+            ["reason"],
+            registry=registry,
+        )
+        self.certificate_expiry = Gauge(
+            "amnestic_certificate_expiry_seconds",
+            "When the server's certificate, or the first of its clients' authorities, ends, in seconds of the epoch.",
+            ["certificate"],
+            registry=registry,
+        )
         self.audit_intact = Gauge(
             "amnestic_audit_intact", "1 if the audit record verified when the server started.", registry=registry
         )

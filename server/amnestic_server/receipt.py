@@ -66,6 +66,7 @@ def _predicate(job: JobRecord, audit: Sequence[Record], bundle: Bundle) -> dict[
         "job": {"id": job.job_id, "outcome": job.state.value, "version": job.version, "attempts": job.attempts},
         "request": {
             "id": job.request_id,
+            "by": audit[0].caller,
             "labels": request["labels"],
             "reason": request["reason"],
             "dry_run": request["dry_run"],

@@ -5,6 +5,7 @@ Each field is a flag of `amnestic serve` (`grpc_port` is `--grpc-port`) with an 
 """
 
 import dataclasses
+import ipaddress
 import math
 import os
 import re
@@ -36,8 +37,32 @@ class Settings:
         "Labelled documents that unlearning trains on and gates measure with; without it nothing can be forgotten.",
         None,
     )
-    host: str = _setting("Address to listen on, for gRPC and for metrics.", "127.0.0.1")
+    host: str = _setting("Address to listen on for gRPC.", "127.0.0.1")
     grpc_port: int = _setting("Port of gRPC; 0 takes a free one.", 8001)
+    operations_port: int | None = _setting(
+        "Port of gRPC for what changes something, such as unlearning; the other port then answers only the rest. 0"
+        " takes a free one.",
+        None,
+    )
+    tls_cert: Path | None = _setting(
+        "The server's certificate and its chain, PEM; read again when it changes. With it gRPC's ports speak TLS.", None
+    )
+    tls_key: Path | None = _setting("Key of the certificate, PEM, not encrypted.", None)
+    tls_client_ca: Path | None = _setting(
+        "Authorities, PEM, of which every client must show a certificate: mutual TLS.", None
+    )
+    allow_plaintext_network: bool = _setting(
+        "Listen beyond loopback without TLS: whoever is on the way can read documents and change answers.", False
+    )
+    access: Path | None = _setting(
+        "Who may call what, TOML: roles by client certificates and tokens. Without it everybody may call everything.",
+        None,
+    )
+    max_connection_age_secs: float = _setting(
+        "Age at which a connection by TLS is ended, in seconds, so that its certificate is looked at again; calls in"
+        " flight have as long again. 0 for no limit.",
+        3600.0,
+    )
     tcp: bool = _setting("Listen on the port of gRPC; without it on the Unix domain socket alone.", True)
     uds: Path | None = _setting("Unix domain socket to listen on for gRPC; clients name it unix:PATH.", None)
     uds_mode: str = _setting("Permissions of the Unix domain socket, in octal.", "0660")
@@ -50,7 +75,13 @@ class Settings:
         " disconnected.",
         10.0,
     )
+    monitoring_host: str | None = _setting(
+        "Address to listen on for metrics and health alone, which are plain text; that of --host unless given.", None
+    )
     metrics_port: int = _setting("Port of the Prometheus metrics; 0 takes a free one.", 8002)
+    health_port: int | None = _setting(
+        "Port of plain gRPC with the standard health service alone, for probes; 0 takes a free one.", None
+    )
     device: str = _setting(
         "auto, cpu or cuda. cuda is a refusal to start where CUDA is absent, never a fall-back.", "auto"
     )
@@ -87,8 +118,16 @@ class Settings:
     def __post_init__(self) -> None:
         """Raise ValueError, naming the flag, unless every setting is in range."""
         _require(self.device in DEVICES, "device", f"one of {', '.join(DEVICES)}")
-        for name in ("grpc_port", "metrics_port"):
-            _require(0 <= getattr(self, name) <= 65_535, name, "from 0 to 65535")
+        for name in ("grpc_port", "metrics_port", "operations_port", "health_port"):
+            _require(0 <= (getattr(self, name) or 0) <= 65_535, name, "from 0 to 65535")
+        _require((self.tls_cert is None) == (self.tls_key is None), "tls_key", "given together with --tls-cert")
+        _require(self.tls_client_ca is None or self.tls_cert is not None, "tls_cert", "given with --tls-client-ca")
+        _require(self.tcp or self.operations_port is None, "tcp", "on with --operations-port")
+        if not self.allow_plaintext_network and self.tls_cert is None and self.tcp and not _is_loopback(self.host):
+            raise ValueError(
+                f"--host {self.host} is beyond this machine: give --tls-cert and --tls-key, or"
+                " --allow-plaintext-network if the network itself keeps others from reading along"
+            )
         for name in ("threads", "instances"):
             _require(0 <= getattr(self, name) <= 1024, name, "from 0 to 1024")
         _require(0 <= self.max_padding < 1, "max_padding", "from 0 to below 1")
@@ -109,6 +148,7 @@ class Settings:
         for name in ("keepalive_secs", "client_ping_secs"):
             _require(0 < getattr(self, name) <= MAX_INTERVAL_SECS, name, f"above 0 to {MAX_INTERVAL_SECS:g}")
         for name in (
+            "max_connection_age_secs",
             "exit_timeout_secs",
             "exit_notice_secs",
             "worker_timeout_secs",
@@ -133,6 +173,14 @@ def available_cpus() -> int:
     """CPUs that this process may use: its affinity, cut by the cgroup's quota, at least 1."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.ceil(min(affinity, _cgroup_quota())))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        # A name may mean anything, but for this one.
+        return host == "localhost"
 
 
 def _cgroup_quota() -> float:

@@ -59,7 +59,7 @@ CREATE TABLE IF NOT EXISTS jobs (
 ) STRICT;
 """
 # Of the tables. A store of another is refused rather than misread.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Store:

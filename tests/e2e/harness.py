@@ -41,7 +41,8 @@ from amnestic_unlearn.manifest import MANIFEST, Manifest, file_digest
 from amnestic_unlearn.patch import Patch
 
 READY = re.compile(
-    r"ready: grpc=(?P<grpc>\S+) metrics=(?P<metrics>\S+) version=(?P<version>\d+) provider=\S+(?: uds=(?P<uds>\S+))?\n"
+    r"ready: grpc=(?P<grpc>\S+) metrics=(?P<metrics>\S+) version=(?P<version>\d+) provider=\S+(?: uds=(?P<uds>\S+))?"
+    r"(?: operations=(?P<operations>\S+))?(?: health=(?P<health>\S+))?\n"
 )
 # Enough to forget a label of the toy, and quickly: its rows are as large as 0.1, and must move as far for a probe to
 # find less.
@@ -78,7 +79,9 @@ class Server:
         self.arguments += ["--grpc-port", "0", "--metrics-port", "0", *flags]
         if corpus is not None:
             self.arguments += ["--corpus", str(corpus)]
-        self.target = self.metrics_target = self.uds = ""
+        self.target = self.metrics_target = self.uds = self.operations = self.health = ""
+        # What its clients need beside the address.
+        self.client_options: dict[str, Any] = {}
         self.ready_version = 0
         self.restarts = -1
         self._process: subprocess.Popen[str] | None = None
@@ -112,9 +115,10 @@ class Server:
         ready = READY.fullmatch(self._process.stdout.readline())
         assert ready, f"the server did not start:\n{self.log}"
         self.target, self.metrics_target, self.uds = ready["grpc"], ready["metrics"], ready["uds"] or ""
+        self.operations, self.health = ready["operations"] or "", ready["health"] or ""
         self.ready_version = int(ready["version"])
         self.restarts += 1
-        self._clients.append(Client(self.target))
+        self._clients.append(Client(self.target, **self.client_options))
         return self
 
     def terminate(self) -> int:

@@ -85,7 +85,7 @@ TAMPERED = {
     "another job": "UPDATE audit SET job_id = 'job-2' WHERE seq = 2",
     "a deletion": "DELETE FROM audit WHERE seq = 5",
     "the first deleted": "DELETE FROM audit WHERE seq = 1",
-    "one put in behind": "INSERT INTO audit SELECT 12, at, action, job_id, version, detail, digest FROM audit"
+    "one put in behind": "INSERT INTO audit SELECT 12, at, action, job_id, version, caller, detail, digest FROM audit"
     " WHERE seq = 2",
 }
 

@@ -39,7 +39,36 @@ def test_the_defaults_of_the_flags_are_those_of_the_settings(taken):
     assert taken("--bundle", "b", "--store", "s") == Settings(**PATHS)
 
 
-@pytest.mark.parametrize("name", [name for name in FIELDS if name not in ("bundle", "store")])
+def test_the_settings_of_tls_go_together(taken):
+    files = {"tls_cert": Path("c"), "tls_key": Path("k"), "tls_client_ca": Path("a")}
+    flags = [text for name, path in files.items() for text in (f"--{name.replace('_', '-')}", str(path))]
+    variables = {f"AMNESTIC_{name.upper()}": str(path) for name, path in files.items()}
+    paths = ("--bundle", "b", "--store", "s")
+    assert taken(*paths, *flags) == taken(*paths, **variables) == Settings(**PATHS, **files)
+    for alone in (("tls_cert",), ("tls_key",), ("tls_client_ca",), ("tls_cert", "tls_client_ca")):
+        with pytest.raises(ValueError, match=r"--tls-(key|cert) must be given"):
+            Settings(**PATHS, **{name: files[name] for name in alone})
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.test", ""])
+def test_beyond_loopback_there_must_be_tls_or_a_flag_that_says_so(host):
+    with pytest.raises(ValueError, match="is beyond this machine"):
+        Settings(**PATHS, host=host)
+    assert Settings(**PATHS, host=host, allow_plaintext_network=True).host == host
+    assert Settings(**PATHS, host=host, tls_cert=Path("c"), tls_key=Path("k")).host == host
+    assert Settings(**PATHS, host=host, tcp=False, uds=Path("u")).host == host
+    assert Settings(**PATHS, monitoring_host=host).monitoring_host == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_on_loopback_plain_text_is_fine(host):
+    assert Settings(**PATHS, host=host).host == host
+
+
+ALONE = [name for name in FIELDS if name not in ("bundle", "store", "tls_cert", "tls_key", "tls_client_ca")]
+
+
+@pytest.mark.parametrize("name", ALONE)
 def test_every_setting_has_a_flag_an_environment_twin_and_a_sentence(taken, name):
     values = {
         "corpus": Path("c"),
@@ -49,6 +78,9 @@ def test_every_setting_has_a_flag_an_environment_twin_and_a_sentence(taken, name
         "device": "cpu",
         "spinning": True,
         "otel": True,
+        "monitoring_host": "::1",
+        "allow_plaintext_network": True,
+        "access": Path("a"),
     }
     value = (values | {"max_padding": 0.5, "uds_mode": "0600", "tcp": True, "reflection": False}).get(name, 7)
     flag = f"--{name.replace('_', '-')}"
@@ -70,6 +102,9 @@ def test_a_flag_wins_over_the_environment(taken):
     [
         ("grpc_port", (0, 65_535), (-1, 65_536)),
         ("metrics_port", (0, 65_535), (-1, 65_536)),
+        ("operations_port", (None, 0, 65_535), (-1, 65_536)),
+        ("health_port", (None, 0, 65_535), (-1, 65_536)),
+        ("max_connection_age_secs", (0.0, 1.5), (-1.0, float("nan"))),
         ("device", ("auto", "cpu", "cuda"), ("gpu", "")),
         ("threads", (0, 1024), (-1, 1025)),
         ("max_padding", (0.0, 0.99), (-0.1, 1.0, float("nan"))),

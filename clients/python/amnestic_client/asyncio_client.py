@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -46,6 +47,7 @@ class AsyncClient:
         *,
         tls: Tls | None = None,
         credentials: grpc.ChannelCredentials | None = None,
+        token: metadata.Token | None = None,
         compression: str | None = None,
     ) -> None:
         """`target` is host:port, or unix:path for a Unix domain socket.
@@ -57,6 +59,7 @@ class AsyncClient:
         credentials, options = secured(tls, credentials)
         self._secure = credentials is not None
         self._compression = metadata.compression_of(compression)
+        self._metadata = partial(metadata.outgoing, self._compression, token)
         self._fork = calls.Fork()
         if credentials is None:
             self._channel = aio.insecure_channel(target, options, self._compression)
@@ -168,7 +171,9 @@ class AsyncClient:
         stream_of: aio.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(watch.call.path)
         while not watch.ended:
             stream = stream_of(
-                watch.call.request, timeout=watch.seconds_left(), metadata=metadata.outgoing(self._compression)
+                watch.call.request,
+                timeout=watch.seconds_left(),
+                metadata=self._metadata(),
             )
             try:
                 async for answer in stream:
@@ -261,7 +266,7 @@ class AsyncClient:
             answer = await send(
                 call.request,
                 timeout=call.timeout if timeout is None else timeout,
-                metadata=metadata.outgoing(self._compression),
+                metadata=self._metadata(),
             )
         except grpc.RpcError as error:
             raise self._error(error) from None

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from contextlib import closing, contextmanager
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -45,17 +46,20 @@ class Client:
         *,
         tls: Tls | None = None,
         credentials: grpc.ChannelCredentials | None = None,
+        token: metadata.Token | None = None,
         compression: str | None = None,
     ) -> None:
         """`target` is host:port, or unix:path for a Unix domain socket.
 
         Without `tls` the connection is plain text, as a sidecar's is; `credentials` are gRPC's own, for what `tls`
-        cannot say. `compression` may be gzip, for requests and answers; it pays where the network is slower than the
-        two processors. Raises TlsError for certificates that are no good.
+        cannot say. `token` is a bearer token, or a function that gives the one to send with each call; without TLS it
+        can be read on the way. `compression` may be gzip, for requests and answers; it pays where the network is
+        slower than the two processors. Raises TlsError for certificates that are no good.
         """
         credentials, options = secured(tls, credentials)
         self._secure = credentials is not None
         self._compression = metadata.compression_of(compression)
+        self._metadata = partial(metadata.outgoing, self._compression, token)
         self._fork = calls.Fork()
         if credentials is None:
             self._channel = grpc.insecure_channel(target, options, self._compression)
@@ -167,7 +171,9 @@ class Client:
         stream_of: grpc.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(watch.call.path)
         while not watch.ended:
             stream = stream_of(
-                watch.call.request, timeout=watch.seconds_left(), metadata=metadata.outgoing(self._compression)
+                watch.call.request,
+                timeout=watch.seconds_left(),
+                metadata=self._metadata(),
             )
             try:
                 for answer in stream:
@@ -257,7 +263,7 @@ class Client:
             answer = send(
                 call.request,
                 timeout=call.timeout if timeout is None else timeout,
-                metadata=metadata.outgoing(self._compression),
+                metadata=self._metadata(),
             )
         except grpc.RpcError as error:
             raise self._error(error) from None
@@ -286,9 +292,7 @@ class Client:
         """Make the calls of one batch, until each of its documents has its outcome."""
         while (call := batch.next_call()) is not None:
             send: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(call.path)
-            answer = send.future(
-                call.request, timeout=batch.seconds_left(), metadata=metadata.outgoing(self._compression)
-            )
+            answer = send.future(call.request, timeout=batch.seconds_left(), metadata=self._metadata())
             try:
                 with in_flight.holding(answer):
                     batch.answered(call.parse(answer.result()))

@@ -1,10 +1,14 @@
-"""What a call says of itself beside its request: the trace that it is part of, and how it may be answered."""
+"""What a call says of itself beside its request: who makes it, its trace, and how it may be answered."""
 
 import sys
+from collections.abc import Callable
+from typing import TypeAlias
 
 import grpc
 
 Metadata = tuple[tuple[str, str], ...]
+# A bearer token, or what gives the one that holds now: it is asked for each call.
+Token: TypeAlias = str | Callable[[], str]
 
 COMPRESSIONS = {None: grpc.Compression.NoCompression, "gzip": grpc.Compression.Gzip}
 
@@ -16,11 +20,17 @@ def compression_of(name: str | None) -> grpc.Compression:
     return COMPRESSIONS[name]
 
 
-def outgoing(compression: grpc.Compression) -> Metadata:
+def outgoing(compression: grpc.Compression, token: Token | None) -> Metadata:
     """The metadata of a call that is made now."""
     # gRPC compresses requests by itself; this asks the server to do the same with its answer.
     wish = (("amnestic-compression", "gzip"),) if compression is grpc.Compression.Gzip else ()
-    return _trace_context() + wish
+    return _authorization(token) + _trace_context() + wish
+
+
+def _authorization(token: Token | None) -> Metadata:
+    if token is None:
+        return ()
+    return (("authorization", f"Bearer {token if isinstance(token, str) else token()}"),)
 
 
 def _trace_context() -> Metadata:

@@ -100,10 +100,14 @@ def show(store: Path, as_json: bool) -> None:
         Column("record", right=True),
         Column("at", drop=2),
         Column("action", words=True),
+        Column("by", drop=3),
         Column("job", drop=1),
         Column("version", right=True),
     )
-    rows = [(str(one.seq), _moment(one.at), one.action, one.job_id or "", str(one.version or "")) for one in records]
+    rows = [
+        (str(one.seq), _moment(one.at), one.action, one.caller, one.job_id or "", str(one.version or ""))
+        for one in records
+    ]
     render.show(Fitted(columns, rows))
 
 

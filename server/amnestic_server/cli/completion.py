@@ -10,7 +10,7 @@ from click.shell_completion import CompletionItem, get_completion_class
 
 from amnestic_client import AmnesticError, Client, TlsError, Version
 from amnestic_client.settings import TARGET
-from amnestic_server.cli.connection import TLS_OPTIONS, tls_of
+from amnestic_server.cli.connection import TLS_OPTIONS, tls_of, token_of
 
 SHELLS = ("bash", "zsh", "fish")
 VARIABLE = "_AMNESTIC_COMPLETE"
@@ -103,6 +103,7 @@ def _offered(
         with Client(
             context.params.get("server") or TARGET,
             tls=tls_of(**{name: context.params.get(name) for name in TLS_OPTIONS}),
+            token=token_of(context.params.get("token_file")),
         ) as client:
             found = list(ask(client))
     except (AmnesticError, TlsError, ValueError):

@@ -75,6 +75,14 @@ def connected(function: Callable[Concatenate[Connection, P], None]) -> Callable[
         help="Name in the server's certificate, if it is not that of --server.",
     )
     @click.option(
+        "--token-file",
+        metavar="FILE",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        envvar="AMNESTIC_TOKEN_FILE",
+        show_envvar=True,
+        help="File with a bearer token, for a server that asks for one; read for each call.",
+    )
+    @click.option(
         "--timeout",
         metavar="SECONDS",
         type=click.FloatRange(min=0, min_open=True),
@@ -92,12 +100,13 @@ def connected(function: Callable[Concatenate[Connection, P], None]) -> Callable[
         tls_cert: Path | None,
         tls_key: Path | None,
         tls_server_name: str | None,
+        token_file: Path | None,
         timeout: float | None,
         as_json: bool,
         *args: P.args,
         **options: P.kwargs,
     ) -> None:
-        with _client(server, tls_of(tls, tls_ca, tls_cert, tls_key, tls_server_name)) as client:
+        with _client(server, tls_of(tls, tls_ca, tls_cert, tls_key, tls_server_name), token_of(token_file)) as client:
             try:
                 function(Connection(client, server, timeout, as_json), *args, **options)
             except AmnesticError as error:
@@ -117,9 +126,14 @@ def tls_of(
     return given if tls or given != Tls() else None
 
 
-def _client(server: str, tls: Tls | None) -> Client:
+def token_of(file: Path | None) -> Callable[[], str] | None:
+    """What reads the token of a file for each call: whoever renews it need not tell us."""
+    return None if file is None else lambda: file.read_text(encoding="utf-8").strip()
+
+
+def _client(server: str, tls: Tls | None, token: Callable[[], str] | None) -> Client:
     try:
-        return Client(server, tls=tls)
+        return Client(server, tls=tls, token=token)
     except TlsError as error:
         raise click.ClickException(str(error)) from None
 

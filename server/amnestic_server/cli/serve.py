@@ -18,10 +18,14 @@ from amnestic_server.settings import DEVICES, Settings
 # What a setting is about, by the beginning of its name. What is named nowhere stands under the last.
 SECTIONS = {
     "Files": ("bundle", "store", "corpus"),
+    "Security": ("tls_", "allow_plaintext", "access", "signing_", "max_connection_age"),
     "Network": (
         "host",
         "grpc_",
+        "operations_port",
+        "monitoring_host",
         "metrics_",
+        "health_port",
         "uds",
         "tcp",
         "no_tcp",
