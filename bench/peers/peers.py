@@ -207,7 +207,7 @@ class Amnestic(_Grpc):
 
     def replace(self, place: Place, restart: Callable[[], None]) -> None:
         with Client(self.target(place)) as client:
-            client.rollback(2, "benchmark")
+            client.rollback(2, "benchmark", restore_forgotten=True)
 
     def version(self, place: Place) -> str:
         return metadata.version("amnestic")

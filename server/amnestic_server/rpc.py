@@ -147,7 +147,8 @@ class UnlearningService(unlearning_pb2_grpc.UnlearningServiceServicer):
     @unary
     async def Rollback(self, request: unlearning.RollbackRequest, context: Context) -> unlearning.RollbackResponse:  # noqa: N802
         _check_reason(request.reason)
-        await self._jobs.see_through(self._versions.roll_back(request.version, request.reason))
+        change = self._versions.roll_back(request.version, request.reason, restore_forgotten=request.restore_forgotten)
+        await self._jobs.see_through(change)
         return unlearning.RollbackResponse(version=await self._one_version(request.version))
 
     @unary

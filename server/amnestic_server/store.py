@@ -277,11 +277,11 @@ class Store:
             db.execute("INSERT OR REPLACE INTO state (name, value) VALUES ('rollout', ?)", (_json(fields),))
             audit.append(db, "rollout set", job_id, rollout.version, asdict(rollout.shares))
 
-    def roll_back(self, version: int, reason: str) -> None:
-        """Move the active pointer to an existing version, and record why."""
+    def roll_back(self, version: int, reason: str, restored: Sequence[str] = ()) -> None:
+        """Move the active pointer to an existing version, and record why, and which labels it gives back."""
         with self._transaction() as db:
             _activate(db, version)
-            audit.append(db, "rolled back", None, version, {"reason": reason})
+            audit.append(db, "rolled back", None, version, {"reason": reason, "restored": list(restored)})
 
     def _create_tables(self) -> None:
         known = self._db.execute("PRAGMA user_version").fetchone()[0]

@@ -6,7 +6,9 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from amnestic_server import caller
 from amnestic_server.bundle import Bundle
+from amnestic_server.caller import Role
 from amnestic_server.engine import Engine
 from amnestic_server.errors import AmnesticError, InvalidArgumentError, PreconditionError, StartError
 from amnestic_server.evaluation import Evaluator, Figures
@@ -126,11 +128,18 @@ class Versions:
         async with self.changing:
             return await self._add(gated, staged=True)
 
-    async def roll_back(self, version: int, reason: str) -> None:
-        """Make an earlier version the active one; returns once the version left answers no more."""
+    async def roll_back(self, version: int, reason: str, *, restore_forgotten: bool = False) -> None:
+        """Make an earlier version the active one; returns once the version left answers no more.
+
+        A version that knows a label which the active one has forgotten is given back to an administrator alone, and
+        only if `restore_forgotten` says that this is meant. Raises InvalidArgumentError, NotFoundError,
+        PreconditionError or PermissionDeniedError.
+        """
         if not reason.strip():
             raise InvalidArgumentError("a rollback needs a reason", field="reason")
-        self._snapshots.get(version)
+        wanted = self._snapshots.get(version)
+        if restore_forgotten:
+            caller.current().require(Role.ADMIN)
         async with self.changing:
             if version == self.active:
                 raise PreconditionError("that version is active already", field="version", reason="VERSION_ACTIVE")
@@ -138,7 +147,16 @@ class Versions:
                 raise PreconditionError(
                     "a rollback goes to an earlier version", field="version", reason="VERSION_NEWER"
                 )
-            await asyncio.to_thread(self._store.roll_back, version, reason)
+            restored = sorted(self._snapshots.active.forgotten - wanted.forgotten)
+            if restored and not restore_forgotten:
+                raise PreconditionError(
+                    "that version knows labels that the active one has forgotten; say so by `restore_forgotten`",
+                    field="restore_forgotten",
+                    reason="RESTORES_FORGOTTEN",
+                )
+            await asyncio.to_thread(self._store.roll_back, version, reason, restored)
+            if restored:
+                log.warning("version %d is given back: it knows %s again", version, ", ".join(restored))
             await self.swap(version)
 
     def measure_active(self) -> None:

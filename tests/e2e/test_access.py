@@ -429,3 +429,13 @@ def test_the_audit_record_says_who_asked(server, hospital):
             ("job requested", "certificate:ops.hospital.test"),
             ("job cancelled", "token:Jean"),
         ]
+
+
+@pytest.mark.parametrize(
+    ("role", "code", "reason"),
+    [(OPERATE, "PERMISSION_DENIED", "ROLE_MISSING"), (ADMIN, "FAILED_PRECONDITION", "VERSION_ACTIVE")],
+)
+def test_only_an_administrator_may_give_back_what_was_forgotten(server, hospital, role, code, reason):
+    with Client(server.operations, tls=hospital.tls(NAMES[role])) as client, pytest.raises(AmnesticError) as refused:
+        client.rollback(1, "under review", restore_forgotten=True)
+    assert (refused.value.code.name, refused.value.reason) == (code, reason)

@@ -347,7 +347,13 @@ def test_a_restart_serves_the_active_version_and_a_rollback_outlives_it(story, c
     assert [job.state for job in server.client.list_jobs()] == [JobState.SUCCEEDED, JobState.SUCCEEDED]
     assert server.client.list_jobs()[0].gates == story.steps[1].job.gates
 
-    assert server.client.rollback(2, "the second was asked for by mistake").forgotten == (FIRST,)
+    with pytest.raises(FailedPrecondition, match="knows labels that the active one has forgotten") as refused:
+        server.client.rollback(2, "by accident")
+    assert refused.value.reason == "RESTORES_FORGOTTEN"
+    assert refused.value.field_violations[0].field == "restore_forgotten"
+    assert check_active(server) == 3
+    back = server.client.rollback(2, "the second was asked for by mistake", restore_forgotten=True)
+    assert back.forgotten == (FIRST,)
     assert check_active(server) == 2
     server.kill()
     server.start()

@@ -209,10 +209,10 @@ def test_another_job_that_activates_in_between_fails_what_is_staged(serve, bundl
     assert {server.client.predict("insulin").version for _ in range(30)} == {3}
     with pytest.raises(NotFound):
         server.client.predict("insulin", version=2)
-    assert server.client.rollback(1, "both").active
+    assert server.client.rollback(1, "both", restore_forgotten=True).active
     assert check_active(server) == 1
     with pytest.raises(NotFound):
-        server.client.rollback(2, "withdrawn")
+        server.client.rollback(2, "withdrawn", restore_forgotten=True)
 
 
 def test_one_version_at_a_time_has_shares_and_the_others_go_with_its_promotion(serve, bundle, check_active):

@@ -186,9 +186,9 @@ def test_a_damaged_patch_of_an_earlier_version_costs_that_version_alone(three_ve
     with pytest.raises(Exception, match="no such version"):
         server.client.predict("fine", version=2)
     with pytest.raises(Exception, match="no such version"):
-        server.client.rollback(2, "try")
+        server.client.rollback(2, "try", restore_forgotten=True)
     assert "version 2 is not available" in server.log
-    assert server.client.rollback(1, "the base is whole").active
+    assert server.client.rollback(1, "the base is whole", restore_forgotten=True).active
 
 
 @pytest.mark.skipif(
@@ -243,12 +243,14 @@ def test_sigterm_in_the_middle_of_a_job(serve, reach, until):
 def test_the_audit_record_tells_of_a_rollback_and_why_after_an_interrupt(three_versions):
     server, _ = three_versions
     server.start()
-    server.client.rollback(1, "asked for by mistake")
+    (active,) = (version for version in server.client.list_versions() if version.active)
+    server.client.rollback(1, "asked for by mistake", restore_forgotten=True)
     server.send(signal.SIGINT)
     assert server.wait() == 0
     with sqlite3.connect(server.store / "amnestic.db") as database:
         rows = database.execute("SELECT action, version, detail FROM audit ORDER BY seq").fetchall()
-    assert rows[-1] == ("rolled back", 1, '{"reason": "asked for by mistake"}')
+    assert rows[-1][:2] == ("rolled back", 1)
+    assert json.loads(rows[-1][2]) == {"reason": "asked for by mistake", "restored": list(active.forgotten)}
 
 
 def test_the_serving_process_imports_neither_transformers_nor_training_code():

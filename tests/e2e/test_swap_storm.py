@@ -41,7 +41,7 @@ def storm(serve_for_module, traffic, bundle, patches, texts):
     rollbacks = []
     for version in range(NEWEST - 1, 0, -1):
         asked = time.monotonic()
-        assert server.client.rollback(version, "storm").active
+        assert server.client.rollback(version, "storm", restore_forgotten=True).active
         rollbacks.append((asked, time.monotonic(), version))
         time.sleep(0.01)
     return server, clients.stop(), rollbacks
@@ -105,4 +105,4 @@ def test_the_swaps_are_counted_and_a_rollback_forward_is_refused(storm):
     assert server.metric("amnestic_swap_seconds_count") == SWAPS
     assert server.metric("amnestic_active_version") == 1
     with pytest.raises(FailedPrecondition, match="earlier version"):
-        server.client.rollback(2, "forward")
+        server.client.rollback(2, "forward", restore_forgotten=True)

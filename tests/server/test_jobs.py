@@ -229,7 +229,7 @@ async def test_a_rollback_while_a_job_runs_is_not_undone_by_it(started):
         await parts.ended(await parts.ask("alpha"))
         parts.worker.may_end.clear()
         job = await parts.reach(await parts.ask("beta"), JobState.RUNNING)
-        await parts.versions.roll_back(1, "alpha was asked for by mistake")
+        await parts.versions.roll_back(1, "alpha was asked for by mistake", restore_forgotten=True)
         parts.worker.may_end.set()
         job = await parts.ended(job)
         assert job.record.state is JobState.FAILED

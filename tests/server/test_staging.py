@@ -91,7 +91,7 @@ async def test_a_cancelled_job_withdraws_its_version(started):
             with pytest.raises(PreconditionError):
                 await change
         with pytest.raises(NotFoundError):
-            await parts.versions.roll_back(version, "why")
+            await parts.versions.roll_back(version, "why", restore_forgotten=True)
         _, version = await stage(parts, "alpha")
         assert version == 3, "a number is never given twice"
 
@@ -109,7 +109,7 @@ async def test_another_version_that_becomes_active_fails_what_is_staged(started,
             _, other = await stage(parts, "beta")
             await parts.jobs.see_through(parts.staging.promote(other))
         else:
-            await parts.jobs.see_through(parts.versions.roll_back(1, "why"))
+            await parts.jobs.see_through(parts.versions.roll_back(1, "why", restore_forgotten=True))
         ended = await asyncio.wait_for(watching, 10)
         assert ended.record.state is JobState.FAILED
         assert ended.record.error == "another version became active while this one was staged; ask again"
@@ -136,7 +136,7 @@ async def test_a_rollback_while_a_job_runs_leaves_nothing_staged(started):
         await parts.ended(await parts.ask("alpha"))
         parts.worker.may_end.clear()
         job = await parts.reach(await parts.ask("beta", stage=True), JobState.RUNNING)
-        await parts.versions.roll_back(1, "alpha was asked for by mistake")
+        await parts.versions.roll_back(1, "alpha was asked for by mistake", restore_forgotten=True)
         parts.worker.may_end.set()
         job = await parts.ended(job)
         assert job.record.error == "another version became active while the job ran; ask again"

@@ -108,7 +108,7 @@ def test_a_rollback_is_recorded_with_its_reason(store, folder):
     assert rows(folder, "SELECT action, version, detail FROM audit ORDER BY seq")[-1] == (
         "rolled back",
         1,
-        '{"reason": "by mistake"}',
+        '{"reason": "by mistake", "restored": []}',
     )
 
 

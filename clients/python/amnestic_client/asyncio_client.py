@@ -217,9 +217,15 @@ class AsyncClient:
         """Every version, oldest first."""
         return await self._run(calls.list_versions(), timeout)
 
-    async def rollback(self, version: int, reason: str, *, timeout: float | None = None) -> Version:
-        """Make an earlier version the active one; answers when no call to the version left is in flight."""
-        return await self._run(calls.rollback(version, reason), timeout)
+    async def rollback(
+        self, version: int, reason: str, *, restore_forgotten: bool = False, timeout: float | None = None
+    ) -> Version:
+        """Make an earlier version the active one; answers when no call to the version left is in flight.
+
+        `restore_forgotten` must be true if it knows a label that the active version has forgotten; where access is
+        controlled that needs the role admin.
+        """
+        return await self._run(calls.rollback(version, reason, restore_forgotten), timeout)
 
     async def promote(self, version: int, *, timeout: float | None = None) -> Version:
         """Make a staged version the active one; answers when no call to the version before is in flight."""

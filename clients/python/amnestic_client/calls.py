@@ -145,11 +145,11 @@ def list_versions() -> Call[tuple[types.Version, ...]]:
     )
 
 
-def rollback(version: int, reason: str) -> Call[types.Version]:
+def rollback(version: int, reason: str, restore_forgotten: bool) -> Call[types.Version]:
     return _call(
         _UNLEARNING,
         "Rollback",
-        convert.rollback_request(version, reason),
+        convert.rollback_request(version, reason, restore_forgotten),
         lambda answer: convert.version(answer.version),
     )
 

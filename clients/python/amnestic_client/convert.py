@@ -67,9 +67,9 @@ def job_request(kind: type[AboutJob], job_id: str) -> AboutJob:
     return request
 
 
-def rollback_request(version: int, reason: str) -> unlearning_pb2.RollbackRequest:
+def rollback_request(version: int, reason: str, restore_forgotten: bool) -> unlearning_pb2.RollbackRequest:
     check_text(reason, "reason")
-    request = unlearning_pb2.RollbackRequest(reason=reason)
+    request = unlearning_pb2.RollbackRequest(reason=reason, restore_forgotten=restore_forgotten)
     _set(request, "version", version)
     return request
 

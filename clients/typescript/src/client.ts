@@ -20,6 +20,7 @@ import type {
   PredictResult,
   Receipt,
   Rollout,
+  RollbackOptions,
   RolloutOptions,
   Status,
   UnlearnOptions,
@@ -150,9 +151,10 @@ export class AmnesticClient {
   }
 
   /** Make an earlier version the active one; answers when no call to the version left is in flight. */
-  async rollback(version: number, reason: string, options: CallOptions = {}): Promise<Version> {
+  async rollback(version: number, reason: string, options: RollbackOptions = {}): Promise<Version> {
     const { rollback } = UnlearningService.method;
-    const request = convert.request(rollback.input, { version, reason });
+    const { restoreForgotten } = options;
+    const request = convert.request(rollback.input, { version, reason, restoreForgotten });
     return convert.version((await this.#unary(rollback, request, options)).version);
   }
 

@@ -384,6 +384,11 @@ export interface RolloutOptions extends CallOptions {
   readonly shadowShare?: number | undefined;
 }
 
+export interface RollbackOptions extends CallOptions {
+  /** Must be true if the version knows a label that the active one has forgotten. */
+  readonly restoreForgotten?: boolean | undefined;
+}
+
 export interface ListJobsOptions extends CallOptions {
   /** Most jobs; the server's own limit if not given. */
   readonly limit?: number | undefined;

@@ -195,7 +195,7 @@ describe("a real server", { skip }, () => {
   test("an earlier version is made the active one again", async () => {
     await assert.rejects(client.rollback(99, "why"), NotFound);
     await assert.rejects(client.rollback(1, ""), { name: "InvalidArgument" });
-    const version = await client.rollback(1, "figures under review");
+    const version = await client.rollback(1, "figures under review", { restoreForgotten: true });
     assert.deepEqual([version.version, version.active], [1, true]);
     assert.equal((await client.predict("text")).version, 1);
   });

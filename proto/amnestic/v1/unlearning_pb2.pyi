@@ -1020,19 +1020,25 @@ class RollbackRequest(_message.Message):
 
     VERSION_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    RESTORE_FORGOTTEN_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """The version, which must be older than the active one."""
     reason: _builtins.str
     """Why, for the record. Required."""
+    restore_forgotten: _builtins.bool
+    """Must be true if the version knows a label that the active one has forgotten.
+    Where access is controlled, that needs the role admin.
+    """
     def __init__(
         self,
         *,
         version: _builtins.int = ...,
         reason: _builtins.str = ...,
+        restore_forgotten: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "restore_forgotten", b"restore_forgotten", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

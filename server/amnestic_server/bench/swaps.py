@@ -120,7 +120,7 @@ def _down(server: Server, began: float, swaps: int, interval: float) -> list[Swa
         for version in range(BASE_VERSION + swaps, BASE_VERSION, -1):
             time.sleep(interval)
             asked = time.monotonic()
-            client.rollback(version, "benchmark")
+            client.rollback(version, "benchmark", restore_forgotten=True)
             answered = time.monotonic()
             line.append(Swap(version, asked - began, answered - began, server.megabytes))
         time.sleep(interval)
