@@ -1,6 +1,7 @@
 """Faults of workers and of the engine, in a real process that is asked over real gRPC: see `faulty`."""
 
 import threading
+import time
 from collections import Counter
 
 import grpc
@@ -94,6 +95,25 @@ def test_a_document_that_the_engine_fails_on_fails_alone_however_often(
     assert {call.code for call in calls} == {"OK"}
     assert check_active(server) == 1
     assert faulty.SECRET not in server.log
+
+
+def test_a_stream_that_fails_ends_at_once_also_in_the_middle_of_an_answer(running):
+    """Bytes that are no message come at every moment of the answer to what came before."""
+    server, _ = running
+    good = infer_request(server.client.get_model().name, "one", POISON).SerializeToString()
+
+    def messages(seconds):
+        yield good
+        time.sleep(seconds)
+        yield b"\xff"
+
+    with grpc.insecure_channel(server.target) as channel:
+        path = "/inference.GRPCInferenceService/ModelStreamInfer"
+        call = channel.stream_stream(path, request_serializer=bytes, response_deserializer=bytes)
+        for step in range(200):
+            with pytest.raises(grpc.RpcError) as failure:
+                list(call(messages(step * 4e-5), timeout=10))
+            assert failure.value.code() is grpc.StatusCode.INTERNAL
 
 
 def test_an_engine_that_is_lost_ends_the_process_and_a_restart_serves(

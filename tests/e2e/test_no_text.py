@@ -64,11 +64,11 @@ def test_the_word_is_found_in_every_form():
 
 
 class Files(threading.Thread):
-    """Reads all files below some folders again and again: temporary ones too are caught with what they hold."""
+    """Reads all files below some folders whenever they change: temporary ones too are caught with what they hold."""
 
     def __init__(self, *folders: Path) -> None:
         super().__init__(daemon=True)
-        self.seen: set[Path] = set()
+        self.seen: dict[Path, tuple[int, int]] = {}
         self.holding: set[Path] = set()
         self._folders = folders
         self._done = threading.Event()
@@ -79,17 +79,22 @@ class Files(threading.Thread):
             self._read()
 
     def stop(self) -> None:
+        """Read everything once more, changed or not."""
         self._done.set()
         self.join()
+        self.seen.clear()
         self._read()
 
     def _read(self) -> None:
         for path in self._paths():
             try:
+                state = path.stat()
+                if self.seen.get(path) == (state.st_mtime_ns, state.st_size):
+                    continue
                 data = path.read_bytes() + os.fsencode(path)
             except OSError:
                 continue
-            self.seen.add(path)
+            self.seen[path] = (state.st_mtime_ns, state.st_size)
             if holds(data):
                 self.holding.add(path)
 
@@ -114,9 +119,9 @@ class Caller:
             outcome = error
         self._keep(outcome)
 
-    def stream(self, path: str, *messages: bytes, seconds: float = 20) -> list[bytes]:
+    def stream(self, path: str, *messages: bytes) -> list[bytes]:
         call = self._channel.stream_stream(path, request_serializer=bytes, response_deserializer=bytes)
-        stream = Watching(call(iter(messages), metadata=METADATA, timeout=seconds))
+        stream = Watching(call(iter(messages), metadata=METADATA, timeout=20))
         stream.ended_with()
         if stream.error is not None:
             self._keep(stream.error)
@@ -222,8 +227,7 @@ def test_no_text_is_anywhere(start_faulty, tainted_corpus, tmp_path, reach, unti
         caller.send(path, message)
     good, bad = infer(model), infer(CANARY)
     assert len(caller.stream(f"{INFERENCE}/ModelStreamInfer", good, bad, good)) == 3
-    # gRPC cannot end a stream whose message it cannot read: the caller's deadline does.
-    caller.stream(f"{INFERENCE}/ModelStreamInfer", good, CANARY.encode(), seconds=1)
+    caller.stream(f"{INFERENCE}/ModelStreamInfer", good, CANARY.encode())
     assert server.ended(job).state is JobState.SUCCEEDED
     crashing = server.forget("beta", method=LONG_JOB, gates=ANYTHING)
     reach(server, crashing, "training")
@@ -253,13 +257,14 @@ def test_no_text_is_anywhere(start_faulty, tainted_corpus, tmp_path, reach, unti
     crashed.join()
     caller.close()
     collector.stop()
+    seen = {path.name for path in stored.seen}
     for one in (files, stored):
         one.stop()
 
     expected = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "INTERNAL", "UNIMPLEMENTED"}
     assert {code.name for code in caller.codes} >= expected
     assert "Fatal Python error: Aborted" in server.log
-    assert {"amnestic.db", "amnestic.db-wal", "audit-heads.jsonl"} <= {path.name for path in stored.seen}
+    assert {"amnestic.db", "amnestic.db-wal", "audit-heads.jsonl", "spec.json"} <= seen
     assert any(path.suffix == ".safetensors" for path in stored.seen)
     places = {
         "log": server.log_file.read_bytes(),

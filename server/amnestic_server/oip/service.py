@@ -159,14 +159,7 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
             # Its texts need not stay in memory until its turn.
             del request, infer
             await before.wait()
-            try:
-                async with asyncio.timeout(WRITE_SECONDS):
-                    await context.write(answered)
-            except TimeoutError:
-                raise SlowReaderError from None
-            except grpc.aio.BaseError:
-                # The caller is gone.
-                raise asyncio.CancelledError from None
+            await _write(context, answered)
 
     async def _infer(self, request: oip.ModelInferRequest, context: Context, hold: Hold) -> oip.ModelInferResponse:
         """Answer a request; `hold` is given what lets go of its version."""
@@ -209,6 +202,27 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         if record.version not in self._snapshots.versions:
             return "its patch cannot be read"
         return "the server is shutting down" if self._leaving else ""
+
+
+async def _write(context: Context, answered: oip.ModelStreamInferResponse) -> None:
+    """Write an answer to a stream, and to its end even if the stream fails meanwhile.
+
+    gRPC cannot end a stream in the middle of a write: its caller would wait for ever.
+    """
+    writing = asyncio.ensure_future(context.write(answered))
+    # Looked at even where nobody waits for it any more.
+    writing.add_done_callback(lambda done: done.cancelled() or done.exception())
+    try:
+        async with asyncio.timeout(WRITE_SECONDS):
+            await asyncio.shield(writing)
+    except TimeoutError:
+        raise SlowReaderError from None
+    except grpc.aio.BaseError:
+        # The caller is gone.
+        raise asyncio.CancelledError from None
+    except asyncio.CancelledError:
+        await asyncio.wait((writing,), timeout=WRITE_SECONDS)
+        raise
 
 
 def _streamed(name: str, answered: oip.ModelInferResponse | AmnesticError) -> oip.ModelStreamInferResponse:
