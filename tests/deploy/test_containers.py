@@ -25,17 +25,19 @@ def test_the_recipe_keeps_to_good_practice(tool):
     tool("hadolint", CONTAINERFILE)
 
 
-def test_images_of_both_kinds_run_as_nobody_in_particular():
+def test_images_of_both_kinds_run_as_a_plain_user_and_have_their_health_check():
     recipe = CONTAINERFILE.read_text()
     assert set(re.findall(r"^FROM server AS (\w+)$", recipe, re.M)) == {"cpu", "cuda"}
     assert re.findall(r"^USER (.*)$", recipe, re.M) == ["10001:10001"]
+    (check,) = re.findall(r'CMD \["python", "(/usr/.*)"\]', recipe)
+    assert f"COPY deploy/healthcheck.py {check.rpartition('/')[0]}/" in recipe
     assert set(re.findall(r"install\.sh (\w+) ", recipe)) == {"cpu", "gpu"}
 
 
 def test_all_that_is_installed_from_is_copied():
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     packages = {f"{name}" for name in ("proto", "server", "unlearn", "clients/python")}
-    assert packages | {"pyproject.toml", "README.md", "LICENSE", "deploy/install.sh"} <= kept
+    assert packages | {"pyproject.toml", "README.md", "LICENSE", "deploy/install.sh", "deploy/healthcheck.py"} <= kept
     for name in kept - {"deploy/requirements-*.txt"}:
         assert (ROOT / name).exists()
 
