@@ -13,7 +13,7 @@ from amnestic_server.settings import Settings
 
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 OVERLAYS = ("overlays/cpu", "overlays/cuda", "overlays/scale-out", "overlays/with-application", "kserve")
-FLAGS = {setting.replace("_", "-") for setting in Settings.__dataclass_fields__} | {"no-tcp", "health-port"}
+FLAGS = {setting.replace("_", "-") for setting in Settings.__dataclass_fields__} | {"no-tcp"}
 
 
 @pytest.fixture(scope="session")

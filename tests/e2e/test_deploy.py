@@ -19,7 +19,7 @@ SCALE_OUT = DEPLOY / "kubernetes" / "overlays" / "scale-out"
 
 @pytest.fixture(scope="module")
 def server(serve_for_module):
-    return serve_for_module()
+    return serve_for_module("--health-port", "0")
 
 
 def test_the_load_predicts_and_is_refused_sometimes(server, corpus_path, until):
@@ -40,7 +40,7 @@ def test_the_images_health_check_asks_the_health_service(server):
         arguments = [sys.executable, DEPLOY / "healthcheck.py"]
         return subprocess.run(arguments, env=environment() | {"AMNESTIC_HEALTH_PORT": port}, timeout=60).returncode
 
-    assert code(server.target.rpartition(":")[2]) == 0
+    assert code(server.health.rpartition(":")[2]) == 0
     assert code("1") == 1
 
 
