@@ -8,6 +8,7 @@ FILE may be written at any time. It names one fault of the engine or of workers,
     hung         a pass does not end
     slow         a pass takes `SLOW_SECONDS` longer
     worker:CODE  the next worker is this Python code instead
+    late:CODE    the same, and its time is over after a second
 """
 
 import asyncio
@@ -48,13 +49,16 @@ def main() -> None:
 
     async def start_process(program: str, *arguments: str, **options: Any) -> asyncio.subprocess.Process:
         fault, _, code = FAULT.read_text().partition(":")
-        if fault == "worker":
+        if fault in ("worker", "late"):
             arguments = ("-c", code, *arguments[2:])
         return await asyncio.create_subprocess_exec(program, *arguments, **options)
 
+    def timeout(seconds: float) -> asyncio.Timeout:
+        return asyncio.timeout(1.0 if FAULT.read_text().startswith("late:") else seconds)
+
     app.Engine = FaultyEngine  # type: ignore[misc]
     worker.asyncio = SimpleNamespace(  # type: ignore[attr-defined]
-        **{**vars(asyncio), "create_subprocess_exec": start_process}
+        **{**vars(asyncio), "create_subprocess_exec": start_process, "timeout": timeout}
     )
     sys.argv[:2] = ["amnestic"]
     cli.main()
