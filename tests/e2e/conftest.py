@@ -66,12 +66,12 @@ def start_faulty(serve_for_module, tmp_path_factory):
 def start_crashing(serve_for_module, tmp_path_factory, check_active):
     """Start a server with a quick worker that dies, or whose disk fails, where it is told to: see `Crashing`."""
 
-    def begin(*flags: str) -> Crashing:
+    def begin(*flags: str, labels: Sequence[str] = ("alpha",)) -> Crashing:
         folder = tmp_path_factory.mktemp("crashing")
         (folder / "kept").mkdir()
         server = serve_for_module(*ATTEMPTS, *flags, start=False)
         server.program = [sys.executable, crashing.__file__, str(folder / "kept")]
-        started = Crashing(server, folder / "failpoints", check_active)
+        started = Crashing(server, folder / "failpoints", check_active, labels)
         server.environment["AMNESTIC_FAILPOINTS"] = str(started.failpoints)
         started.disarm()
         server.start()

@@ -18,7 +18,6 @@ from amnestic_server.signing import PUBLIC_KEY_FILE
 QUICK = METHOD | {"epochs": 1}
 # A kill may come again and again at the same job.
 ATTEMPTS = ("--max-job-attempts", "100000")
-LABELS = ("alpha", "beta", "gamma")
 
 
 @dataclass(slots=True)
@@ -28,6 +27,7 @@ class Crashing:
     server: Server
     failpoints: Path
     check_active: Callable[[Server], int]
+    labels: Sequence[str]
 
     def arm(self, place: Place, action: str = "kill") -> None:
         self.failpoints.write_text(f"{place} {action}")
@@ -169,7 +169,7 @@ class Crashing:
             self.server.client.rollback(1, "next trial")
 
     def _next_labels(self) -> list[str]:
-        return [LABELS[self.server.restarts % len(LABELS)]]
+        return [self.labels[self.server.restarts % len(self.labels)]]
 
     def _staged(self) -> int:
         self._rolled_back()

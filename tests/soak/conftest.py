@@ -23,13 +23,3 @@ __all__ = [
     "traffic",
     "until",
 ]
-    "check_active",
-    "check_answers",
-    "reference",
-    "serve",
-    "serve_for_module",
-    "start_crashing",
-    "texts",
-    "traffic",
-    "until",
-]
