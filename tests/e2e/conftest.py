@@ -62,15 +62,23 @@ def start_faulty(serve_for_module, tmp_path_factory):
     return begin
 
 
+@pytest.fixture(scope="session")
+def kept(tmp_path_factory):
+    """What the quick workers of all servers share."""
+    return tmp_path_factory.mktemp("kept")
+
+
 @pytest.fixture(scope="module")
-def start_crashing(serve_for_module, tmp_path_factory, check_active):
+def start_crashing(serve_for_module, tmp_path_factory, kept, check_active):
     """Start a server with a quick worker that dies, or whose disk fails, where it is told to: see `Crashing`."""
 
-    def begin(*flags: str, labels: Sequence[str] = ("alpha",)) -> Crashing:
+    def begin(*flags: str, labels: Sequence[str] = ("alpha",), store: Path | None = None) -> Crashing:
         folder = tmp_path_factory.mktemp("crashing")
-        (folder / "kept").mkdir()
         server = serve_for_module(*ATTEMPTS, *flags, start=False)
-        server.program = [sys.executable, crashing.__file__, str(folder / "kept")]
+        if store is not None:
+            server.arguments[server.arguments.index("--store") + 1] = str(store)
+            server.store = store
+        server.program = [sys.executable, crashing.__file__, str(kept)]
         started = Crashing(server, folder / "failpoints", check_active, labels)
         server.environment["AMNESTIC_FAILPOINTS"] = str(started.failpoints)
         started.disarm()

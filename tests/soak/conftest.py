@@ -3,6 +3,7 @@
 from e2e.conftest import (
     check_active,
     check_answers,
+    kept,
     reference,
     serve,
     serve_for_module,
@@ -15,6 +16,7 @@ from e2e.conftest import (
 __all__ = [
     "check_active",
     "check_answers",
+    "kept",
     "reference",
     "serve",
     "serve_for_module",
