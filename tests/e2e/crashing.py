@@ -1,14 +1,16 @@
 """`amnestic` with a worker that remembers: `crashing.py KEPT serve ...`.
 
-The first job for some labels is done by the real worker, and what it leaves is kept in the folder KEPT; every later job
-for the same labels gets a copy. So a job takes a tenth of a second, and a run of many crashes is mostly crashes.
+The first job for some labels is done as the worker does it, though without its low priority, and what it leaves is kept
+in the folder KEPT; every later job for the same labels gets a copy. So a job takes a tenth of a second, and a run of many
+crashes is mostly crashes.
 """
 
 import asyncio
 import json
+import os
 import shutil
-import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,21 +30,24 @@ def main(kept: str) -> None:
     cli.main()
 
 
-def work(kept: str, spec: str, folder: str) -> int:
-    """The worker's process; returns its exit code."""
+def work(kept: str, spec: str, folder: str) -> None:
+    """The worker's process."""
     results = Path(kept) / "-".join(json.loads(Path(spec).read_text())["forget"])
     if not results.exists():
-        code = subprocess.run([sys.executable, "-m", "amnestic_unlearn", spec, folder], check=False).returncode
-        if code:
-            return code
-        whole = results.with_suffix(".partial")
-        shutil.copytree(folder, whole, ignore=shutil.ignore_patterns("spec.json"), dirs_exist_ok=True)
-        whole.replace(results)
+        from amnestic_unlearn import worker
+        from amnestic_unlearn.spec import JobSpec
+
+        whole = results.with_name(f"{results.name}.{os.getpid()}")
+        whole.mkdir()
+        worker.work(JobSpec.read(Path(spec)), whole, lambda progress: None)
+        with suppress(OSError):
+            # Another may have been quicker.
+            whole.replace(results)
     shutil.copytree(results, folder, dirs_exist_ok=True)
-    return 0
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "worker":
-        sys.exit(work(*sys.argv[2:]))
-    main(sys.argv[1])
+        work(*sys.argv[2:])
+    else:
+        main(sys.argv[1])

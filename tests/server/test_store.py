@@ -390,7 +390,7 @@ def test_a_page_of_the_database_that_is_damaged_is_found_at_the_start(store, fol
     data = bytearray(database.read_bytes())
     data[5 * 4096 : 6 * 4096] = b"\xff" * 4096
     database.write_bytes(data)
-    with pytest.raises(StartError, match="corrupt|cannot be opened"):
+    with pytest.raises(StartError, match=r"corrupt|cannot be opened"):
         Store(folder, BUNDLE)
 
 
