@@ -1,8 +1,8 @@
 """`amnestic` with a worker that remembers: `crashing.py KEPT serve ...`.
 
-The first job for some labels is done as the worker does it, though without its low priority, and what it leaves is kept
-in the folder KEPT; every later job for the same labels gets a copy. So a job takes a tenth of a second, and a run of many
-crashes is mostly crashes.
+The first job for some labels is done as the worker does it, though without its low priority, and what it leaves is
+kept in the folder KEPT; every later job for the same labels gets a copy. So a job takes a tenth of a second, and a run
+of many crashes is mostly crashes.
 """
 
 import asyncio

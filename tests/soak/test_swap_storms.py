@@ -16,7 +16,7 @@ from amnestic_unlearn.patch import digest_of
 
 from .counts import ROWS, keep
 
-SWAPS = 1000
+SWAPS = 300
 NEWEST = SWAPS + 1
 PATCHES = 7
 
@@ -35,7 +35,7 @@ def test_no_row_is_a_mixture_of_versions(serve, traffic, texts, bundle, check_an
         server = serve(start=False)
         fill(server, bundle, patches, NEWEST)
         server.start()
-        clients = traffic(server.target, texts, processes=2, threads=8, pins=NEWEST)
+        clients = traffic(server.target, texts, processes=2, threads=6, pins=NEWEST, most=64)
         counted["swaps"] += len(go_down(server, NEWEST))
         calls = clients.stop()
         check_answers(calls, partial(patch_of, server))
