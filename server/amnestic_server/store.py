@@ -332,7 +332,8 @@ class Store:
         known = self._db.execute("PRAGMA user_version").fetchone()[0]
         if known != SCHEMA_VERSION and self._db.execute("SELECT 1 FROM sqlite_schema").fetchone():
             raise StartError("the store was made by a version of Amnestic that this one cannot read")
-        self._db.executescript(f"{SCHEMA}{audit.TABLE}PRAGMA user_version = {SCHEMA_VERSION};")
+        # All at once: half of the tables, without their version, would be taken for those of another Amnestic.
+        self._db.executescript(f"BEGIN;{SCHEMA}{audit.TABLE}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
 
     def _bind_to(self, bundle_digest: str) -> None:
         with self._transaction() as db:

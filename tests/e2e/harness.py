@@ -248,7 +248,7 @@ class Traffic:
         pins: int = 0,
         most: int = 6,
     ) -> None:
-        """`pins`: a third of the calls ask for a version from 1 to this; 0 for none of them. `most`: documents a call."""
+        """`pins`: a third of the calls ask for a version from 1 to this; 0 for none. `most`: documents a call."""
         (folder / "texts.json").write_text(json.dumps(list(texts)))
         self._files = [folder / f"calls-{index}.json" for index in range(processes)]
         self._processes = [
