@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from amnestic import dsse
 from amnestic_server import caller
+from amnestic_server.failpoints import failpoint
 
 log = logging.getLogger(__name__)
 
@@ -133,14 +134,18 @@ class Heads:
         self._signed = 0
 
     def advance(self, db: sqlite3.Connection) -> None:
-        """Sign what was added since the last time. What cannot be written now is signed with what comes next."""
-        row = db.execute("SELECT seq, digest FROM audit ORDER BY seq DESC LIMIT 1").fetchone()
-        if row is None or row["seq"] == self._signed:
-            return
-        head = Head(row["seq"], row["digest"], time.time())
+        """Sign what was added since the last time. What cannot be written now is signed with what comes next: it is
+        committed, so nothing is raised.
+        """
         try:
+            row = db.execute("SELECT seq, digest FROM audit ORDER BY seq DESC LIMIT 1").fetchone()
+            if row is None or row["seq"] == self._signed:
+                return
+            head = Head(row["seq"], row["digest"], time.time())
+            failpoint("head-before-signing")
             self._write(dsse.sign(HEAD_TYPE, json.dumps(asdict(head), sort_keys=True).encode(), self._key))
-        except OSError as error:
+            failpoint("head-signed")
+        except (OSError, sqlite3.Error) as error:
             log.error("the head of the audit record could not be written: %s", type(error).__name__)
             return
         self._signed = head.seq
@@ -157,7 +162,11 @@ class Heads:
 
 @contextmanager
 def reading(store: Path) -> Iterator[sqlite3.Connection]:
-    """A store's database, read as it is at this moment, beside a server that may be running. Raises sqlite3.Error."""
+    """A store's database, read as it is at this moment, beside a server that may be running. Raises sqlite3.Error.
+
+    A second connection, then, but one that can't write: it neither appends to the log of changes nor brings it into the
+    database, which is where the fault of SQLite's logs before 3.51.3 lies (see `store`).
+    """
     db = sqlite3.connect(f"file:{quote(str((store / DATABASE).absolute()))}?mode=ro", uri=True)
     try:
         db.row_factory = sqlite3.Row

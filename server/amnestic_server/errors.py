@@ -12,6 +12,7 @@
     ├── DeadlineError          dropped while it waited
     ├── SlowReaderError        the caller of a stream left answers unread
     ├── DrainingError          the server is shutting down
+    ├── StoreError             the store could not be read or written; nothing was changed
     ├── EngineError            the engine failed on this request alone
     └── EngineLostError        the engine answers nothing any more; the process ends
     StartError                 the server cannot start; for the operator, not for callers
@@ -121,6 +122,14 @@ class DrainingError(AmnesticError):
 
     def __init__(self) -> None:
         super().__init__("the server is shutting down")
+
+
+class StoreError(AmnesticError):
+    status = "UNAVAILABLE"
+    reason = "STORE_FAILED"
+
+    def __init__(self) -> None:
+        super().__init__("the store could not be read or written")
 
 
 class EngineError(AmnesticError):

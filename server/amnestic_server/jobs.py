@@ -7,13 +7,16 @@ or staged still if it was. What becomes of a staged job is decided by `staging`.
 
 import asyncio
 import dataclasses
+import errno
 import logging
 import shutil
 import time
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from amnestic import dsse
@@ -25,9 +28,11 @@ from amnestic_server.bundle import Bundle
 from amnestic_server.caller import Caller
 from amnestic_server.candidate import Candidate, Judge, Judgement
 from amnestic_server.engine import Engine
-from amnestic_server.errors import AlreadyExistsError, DrainingError, EngineLostError, PreconditionError
+from amnestic_server.errors import AlreadyExistsError, DrainingError, EngineLostError, PreconditionError, StoreError
 from amnestic_server.evaluation import Evaluator
+from amnestic_server.failpoints import failpoint
 from amnestic_server.metrics import Metrics
+from amnestic_server.persistence import until_stored
 from amnestic_server.records import JobRecord, JobState
 from amnestic_server.request import UnlearnRequest, default_limits, relaxed_gates
 from amnestic_server.settings import Settings
@@ -141,6 +146,7 @@ class Jobs:
             await self._check(request)
             record = JobRecord(uuid.uuid4().hex, request_id, request.to_json(), JobState.QUEUED, created_at=time.time())
             await asyncio.to_thread(self._store.add_job, record)
+            failpoint("job-recorded")
             if relaxed := relaxed_gates(record.request):
                 log.warning("job %s relaxes its gates: %s", record.job_id, ", ".join(relaxed))
             self._enqueue(record.job_id)
@@ -289,6 +295,8 @@ class Jobs:
             job_id = self._queue.popleft()
             running = self._running = Run(job_id, asyncio.create_task(self._run(job_id)))
             await asyncio.wait([running.task])
+            if not running.task.cancelled() and (failure := running.task.exception()):
+                log.error("job %s is left to the next start: %s", job_id, type(failure).__name__)
             if running.cancelled_by and running.task.cancelled():
                 # Before its first step, so it could not record that itself.
                 await self._end(job_id, JobState.CANCELLED, {})
@@ -310,8 +318,10 @@ class Jobs:
         except EngineLostError:
             # The process ends. The job is begun again at the next start, and this attempt counts: it may be the cause.
             return
-        except (WorkerError, PatchError, PreconditionError) as failure:
+        except (WorkerError, PatchError, PreconditionError, StoreError) as failure:
             state, error = JobState.FAILED, str(failure)
+        except OSError as failure:
+            state, error = JobState.FAILED, f"the system failed: {errno.errorcode.get(failure.errno or 0, 'OSError')}"
         except Exception as failure:
             log.exception("job %s failed", job_id)
             state, error = JobState.FAILED, f"internal error: {type(failure).__name__}"
@@ -320,6 +330,7 @@ class Jobs:
         self._progress.pop(job_id, None)
         self._metrics.job_progress.set(0)
         await asyncio.to_thread(shutil.rmtree, self._store.work_folder(job_id), True)
+        failpoint("work-folder-removed")
         if running.cancelled_by:
             # For the record of the end.
             caller.enter(running.cancelled_by)
@@ -332,6 +343,7 @@ class Jobs:
             await self._show_counts()
         else:
             await self._end(job_id, state, detail, error)
+            failpoint("end-recorded")
         self._metrics.job_seconds.labels(state.value).observe(time.monotonic() - started)
 
     async def _attempt(self, job_id: str, detail: dict[str, Any]) -> JobState:
@@ -343,6 +355,7 @@ class Jobs:
         detail["forgotten"] = forgotten
         detail["environment"] = self._engine.environment
         await asyncio.to_thread(self._store.start_job, job_id, detail)
+        failpoint("job-begun")
         await self._show_counts()
         candidate = await self._train(job_id, request, forgotten)
         detail["change"] = {
@@ -350,9 +363,12 @@ class Jobs:
             "patch_digest": digest_of(candidate.data),
             "row_ids": candidate.patch.row_ids.tolist(),
         }
-        await self._update(job_id, JobState.GATING, detail)
+        await asyncio.to_thread(self._store.update_job, job_id, JobState.GATING, detail)
+        await self._show_counts()
+        failpoint("gating-recorded")
         assert self._judge is not None
         judgement = await self._judge.judge(candidate, request.limits)
+        failpoint("gates-measured")
         detail["gates"] = [{**dataclasses.asdict(gate), "passed": gate.passed} for gate in judgement.gates]
         detail["measured"] = {**dataclasses.asdict(judgement.figures), "base_f1": judgement.base_f1}
         if not judgement.passed:
@@ -367,6 +383,7 @@ class Jobs:
         folder = self._store.work_folder(job_id)
         await asyncio.to_thread(shutil.rmtree, folder, True)
         folder.mkdir()
+        failpoint("work-folder-made")
         spec = JobSpec(
             job_id=job_id,
             bundle=str(self._settings.bundle.resolve()),
@@ -384,6 +401,7 @@ class Jobs:
             self._notify()
 
         await run_worker(spec, folder, self._settings.worker_timeout_secs, on_progress)
+        failpoint("worker-done")
         return await asyncio.to_thread(candidates.load, folder, forgotten, self._bundle, self._engine.device)
 
     async def _make_version(
@@ -417,14 +435,14 @@ class Jobs:
 
     async def _end(self, job_id: str, state: JobState, detail: dict[str, Any], error: str = "") -> None:
         log.info("job %s: %s %s", job_id, state.value, error)
-        await self._update(job_id, state, detail, error)
-
-    async def _update(self, job_id: str, state: JobState, detail: dict[str, Any], error: str = "") -> None:
-        await asyncio.to_thread(self._store.update_job, job_id, state, detail, error)
+        end = partial(self._store.update_job, job_id, state, detail, error)
+        await until_stored(end, given_up=lambda: self._closed)
         await self._show_counts()
 
     async def _show_counts(self) -> None:
-        self._metrics.show_jobs(await asyncio.to_thread(self._store.job_counts))
+        # Figures alone: a store that cannot be read fails nothing that is done.
+        with suppress(StoreError):
+            self._metrics.show_jobs(await asyncio.to_thread(self._store.job_counts))
         self._notify()
 
     def _notify(self) -> None:

@@ -9,10 +9,13 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from amnestic_server.errors import PreconditionError
+from amnestic_server.failpoints import failpoint
 from amnestic_server.metrics import Metrics
+from amnestic_server.persistence import until_stored
 from amnestic_server.records import JobState
 from amnestic_server.rollout import RolloutRecord, Shares
 from amnestic_server.shadow import Shadow
@@ -105,6 +108,7 @@ class Staging:
             await asyncio.to_thread(self._store.staged_job, version)
             self._snapshots.get(version)
             await asyncio.to_thread(self._store.set_rollout, record)
+            failpoint("rollout-recorded")
             self._snapshots.roll_out(version, shares, record.since)
             log.info("version %d: canary share %g, shadow share %g", version, shares.canary, shares.shadow)
             view = self.rollout
@@ -121,10 +125,12 @@ class Staging:
             self._snapshots.get(version)
             evidence = self._evidence(version)
             await asyncio.to_thread(self._store.promote, version, evidence)
+            failpoint("promotion-committed")
             log.info("job %s: version %d is promoted; its rollout: %s", job.job_id, version, evidence or "none")
             seconds = await self._versions.swap(version)
+            failpoint("promotion-swapped")
             detail = {**job.detail, "swap_seconds": seconds}
-            await asyncio.to_thread(self._store.update_job, job.job_id, JobState.SUCCEEDED, detail)
+            await until_stored(partial(self._store.update_job, job.job_id, JobState.SUCCEEDED, detail))
 
     async def withdraw(self, job_id: str) -> None:
         """Give up the version of a staged job: no further call has it, those in flight are answered, then the job is
@@ -136,8 +142,10 @@ class Staging:
                 raise PreconditionError("the job has ended", reason="JOB_ENDED")
             self._snapshots.withdraw(job.version)
             await self._snapshots.left(job.version)
+            failpoint("withdrawal-in-memory")
             await asyncio.to_thread(self._store.withdraw, job.version)
-            await asyncio.to_thread(self._store.remove_withdrawn_patches)
+            failpoint("withdrawal-committed")
+            await self._versions.remove_withdrawn_patches()
             log.info("job %s: version %d is withdrawn", job_id, job.version)
 
     def _only_one(self) -> int:

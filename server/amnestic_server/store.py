@@ -3,10 +3,17 @@
 One process owns a store, held by a lock file. The database is in WAL mode with `synchronous=FULL`. A patch is written
 first, under its digest, and made durable before any row names it; so a crash leaves the old version or the new one.
 Document text is never stored.
+
+SQLite before 3.51.3 could lose a commit if two connections at once wrote to the log or reset it (sqlite.org/wal.html,
+"The WAL-Reset Bug"). Here one connection does all of that, under the lock file and a mutex; what reads beside it,
+`audit.reading`, can do neither.
 """
 
+import errno
 import fcntl
 import json
+import logging
+import shutil
 import sqlite3
 import threading
 import time
@@ -18,11 +25,14 @@ from typing import IO, Any
 
 from amnestic import dsse
 from amnestic_server import audit, durable, signing
-from amnestic_server.errors import NotFoundError, PreconditionError, StartError
+from amnestic_server.errors import NotFoundError, PreconditionError, StartError, StoreError
+from amnestic_server.failpoints import failpoint
 from amnestic_server.records import JobRecord, JobState, VersionRecord
 from amnestic_server.rollout import RolloutRecord, Shares
 from amnestic_server.snapshot import BASE_VERSION
 from amnestic_unlearn.patch import digest_of
+
+log = logging.getLogger(__name__)
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS state (
@@ -75,21 +85,20 @@ class Store:
         self._work = folder / "work"
         try:
             for path in (folder, self._patches, self._work):
-                path.mkdir(parents=True, exist_ok=True)
+                durable.make_folder(path)
             self._lock_file = _lock(folder / "lock")
             self._mutex = threading.Lock()
             self._db = sqlite3.connect(folder / audit.DATABASE, check_same_thread=False, isolation_level=None)
             self._db.row_factory = sqlite3.Row
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._db.execute("PRAGMA foreign_keys = ON")
+            self._set_up_database()
             self._create_tables()
+            self._remove_leftovers()
             self.key = signing.load_key(signing_key, folder)
             self._heads = audit.Heads(folder, self.key)
             durable.sync_folder(folder)
             self._bind_to(bundle_digest)
             self._note_key()
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, sqlite3.Error, StoreError) as error:
             raise StartError(f"the store cannot be opened: {type(error).__name__}") from error
 
     def close(self) -> None:
@@ -101,9 +110,12 @@ class Store:
         return self._work / job_id
 
     def write_patch(self, data: bytes) -> str:
-        """Make a patch durable under its digest, and return the digest."""
+        """Make a patch durable under its digest, and return the digest. Raises StoreError."""
         digest = digest_of(data)
-        durable.write(self.patch_path(digest), data)
+        try:
+            durable.write(self.patch_path(digest), data)
+        except OSError as error:
+            raise _failed(error) from error
         return digest
 
     def patch_path(self, digest: str) -> Path:
@@ -138,6 +150,7 @@ class Store:
                 (job.job_id, job.request_id, _json(job.request), job.state, job.created_at),
             )
             audit.append(db, "job requested", job.job_id, None, job.request)
+            failpoint("job-before-commit")
 
     def job(self, job_id: str) -> JobRecord:
         """Raises NotFoundError."""
@@ -213,6 +226,7 @@ class Store:
             ).rowcount
             if updated and state.ended:
                 audit.append(db, f"job {state.lower()}", job_id, None, {**detail, "error": error})
+                failpoint("end-before-commit")
 
     def activate_patch(self, job_id: str, forgotten: Sequence[str], patch_digest: str, detail: dict[str, Any]) -> int:
         """In one transaction: the version, the active pointer, the job's state and the audit record.
@@ -224,6 +238,7 @@ class Store:
             version = _add_version(db, job_id, forgotten, patch_digest, JobState.ACTIVATING, detail)
             _activate(db, version)
             audit.append(db, "version activated", job_id, version, audit.made(forgotten, patch_digest))
+            failpoint("version-before-commit")
         return version
 
     def stage_patch(self, job_id: str, forgotten: Sequence[str], patch_digest: str, detail: dict[str, Any]) -> int:
@@ -231,6 +246,7 @@ class Store:
         with self._transaction() as db:
             version = _add_version(db, job_id, forgotten, patch_digest, JobState.STAGED, detail)
             audit.append(db, "version staged", job_id, version, audit.made(forgotten, patch_digest))
+            failpoint("version-before-commit")
         return version
 
     def staged_job(self, version: int) -> JobRecord:
@@ -248,21 +264,29 @@ class Store:
             db.execute("UPDATE jobs SET state = ? WHERE job_id = ?", (JobState.ACTIVATING, job_id))
             _activate(db, version)
             audit.append(db, "version promoted", job_id, version, evidence)
+            failpoint("promotion-before-commit")
 
     def withdraw(self, version: int) -> None:
         """End a staged version and its job, CANCELLED. The rows stay for the record."""
         with self._transaction() as db:
             _withdraw(db, _staged_job(db, version), JobState.CANCELLED, "")
+            failpoint("withdrawal-before-commit")
 
     def remove_withdrawn_patches(self) -> None:
-        """Delete the patch file of each withdrawn version, unless a version that can still answer names it too."""
+        """Delete the patch file of each withdrawn version, unless a version that can still answer names it too.
+
+        What cannot be deleted now is deleted by a later call. Raises StoreError.
+        """
         with self._transaction() as db:
             rows = db.execute(
                 "SELECT patch_digest FROM versions WHERE version IN (SELECT version FROM withdrawn)"
                 " EXCEPT SELECT patch_digest FROM versions WHERE version NOT IN (SELECT version FROM withdrawn)"
             ).fetchall()
         for row in rows:
-            self.patch_path(row["patch_digest"]).unlink(missing_ok=True)
+            try:
+                self.patch_path(row["patch_digest"]).unlink(missing_ok=True)
+            except OSError as error:
+                log.error("the patch of a withdrawn version could not be removed: %s", type(error).__name__)
 
     def rollout(self) -> RolloutRecord | None:
         """The staged version that takes part in the traffic, if one does."""
@@ -276,18 +300,40 @@ class Store:
             job_id = _staged_job(db, rollout.version).job_id
             db.execute("INSERT OR REPLACE INTO state (name, value) VALUES ('rollout', ?)", (_json(fields),))
             audit.append(db, "rollout set", job_id, rollout.version, asdict(rollout.shares))
+            failpoint("rollout-before-commit")
 
     def roll_back(self, version: int, reason: str, restored: Sequence[str] = ()) -> None:
         """Move the active pointer to an existing version, and record why, and which labels it gives back."""
         with self._transaction() as db:
             _activate(db, version)
             audit.append(db, "rolled back", None, version, {"reason": reason, "restored": list(restored)})
+            failpoint("rollback-before-commit")
+
+    def _set_up_database(self) -> None:
+        """Raises StartError where the promises of a commit can't be kept."""
+        (mode,) = self._db.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise StartError("the store's database cannot be in WAL mode: give it a local disk")
+        self._db.execute("PRAGMA synchronous = FULL")
+        self._db.execute("PRAGMA foreign_keys = ON")
+        (found,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise StartError("the store's database is corrupt")
+        log.info("SQLite %s", sqlite3.sqlite_version)
+
+    def _remove_leftovers(self) -> None:
+        """What a process that was killed had not finished: parts of files, and the work of its jobs."""
+        for path in self._patches.glob(f"*{durable.UNFINISHED}"):
+            path.unlink()
+        for path in self._work.iterdir():
+            shutil.rmtree(path, ignore_errors=True)
 
     def _create_tables(self) -> None:
         known = self._db.execute("PRAGMA user_version").fetchone()[0]
         if known != SCHEMA_VERSION and self._db.execute("SELECT 1 FROM sqlite_schema").fetchone():
             raise StartError("the store was made by a version of Amnestic that this one cannot read")
-        self._db.executescript(f"{SCHEMA}{audit.TABLE}PRAGMA user_version = {SCHEMA_VERSION};")
+        # All at once: half of the tables, without their version, would be taken for those of another Amnestic.
+        self._db.executescript(f"BEGIN;{SCHEMA}{audit.TABLE}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
 
     def _bind_to(self, bundle_digest: str) -> None:
         with self._transaction() as db:
@@ -318,17 +364,31 @@ class Store:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """All of it is committed, or nothing. Raises StoreError where the disk or the database fails."""
         with self._mutex:
-            self._db.execute("BEGIN IMMEDIATE")
             try:
+                self._db.execute("BEGIN IMMEDIATE")
                 yield self._db
                 self._db.execute("COMMIT")
-            except BaseException:
+            except BaseException as error:
                 # SQLite may have rolled back by itself, as on a full disk.
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
+                if _of_storage(error):
+                    raise _failed(error) from error
                 raise
             self._heads.advance(self._db)
+
+
+def _of_storage(error: BaseException) -> bool:
+    """Whether it tells of the disk or of a damaged database, and not of a wrong statement or a broken constraint."""
+    return isinstance(error, OSError | sqlite3.OperationalError) or type(error) is sqlite3.DatabaseError
+
+
+def _failed(error: BaseException) -> StoreError:
+    cause = errno.errorcode.get(error.errno or 0) if isinstance(error, OSError) else None
+    log.error("the store failed: %s", cause or getattr(error, "sqlite_errorname", type(error).__name__))
+    return StoreError()
 
 
 def _lock(path: Path) -> IO[bytes]:

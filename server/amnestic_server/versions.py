@@ -3,15 +3,16 @@
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from amnestic_server import caller
 from amnestic_server.bundle import Bundle
 from amnestic_server.caller import Role
 from amnestic_server.engine import Engine
-from amnestic_server.errors import AmnesticError, InvalidArgumentError, PreconditionError, StartError
+from amnestic_server.errors import AmnesticError, InvalidArgumentError, PreconditionError, StartError, StoreError
 from amnestic_server.evaluation import Evaluator, Figures
+from amnestic_server.failpoints import failpoint
 from amnestic_server.metrics import Metrics
 from amnestic_server.records import VersionRecord
 from amnestic_server.snapshot import Snapshot, Snapshots, base_snapshot, patched_snapshot
@@ -157,6 +158,7 @@ class Versions:
             await asyncio.to_thread(self._store.roll_back, version, reason, restored)
             if restored:
                 log.warning("version %d is given back: it knows %s again", version, ", ".join(restored))
+            failpoint("rollback-committed")
             await self.swap(version)
 
     def measure_active(self) -> None:
@@ -178,26 +180,38 @@ class Versions:
         """
         started = time.perf_counter()
         self._snapshots.activate(version)
+        failpoint("version-swapped")
         await self._snapshots.drained()
+        failpoint("version-drained")
         seconds = time.perf_counter() - started
         log.info("version %d serves; the one before answered its last after %.1f ms", version, seconds * 1e3)
         self._metrics.active_version.set(version)
         self._metrics.swaps.inc()
         self._metrics.swap_seconds.observe(seconds)
-        await asyncio.to_thread(self._store.remove_withdrawn_patches)
+        await self.remove_withdrawn_patches()
         if version in self._figures:
             self._show(self._figures[version], self._snapshots.active)
         self.measure_active()
         return seconds
 
+    async def remove_withdrawn_patches(self) -> None:
+        """As far as the store lets: what stays is removed after the next change, or at the next start."""
+        try:
+            await asyncio.to_thread(self._store.remove_withdrawn_patches)
+        except StoreError:
+            log.error("the patches of withdrawn versions could not be removed")
+
     async def _add(self, gated: GatedPatch, *, staged: bool) -> int:
         if self.active != gated.set_out_from:
             raise PreconditionError("another version became active while the job ran; ask again")
+        # All that can fail comes before the commit: what is committed is served.
+        snapshot = patched_snapshot(self._bundle, gated.patch, 0, self._engine.device)
         digest = await asyncio.to_thread(self._store.write_patch, gated.data)
         commit = self._store.stage_patch if staged else self._store.activate_patch
         version = await asyncio.to_thread(commit, gated.job_id, gated.patch.forgotten, digest, gated.detail)
+        failpoint("version-committed")
         self._figures[version] = gated.figures
-        self._snapshots.add(patched_snapshot(self._bundle, gated.patch, version, self._engine.device), staged=staged)
+        self._snapshots.add(replace(snapshot, version=version), staged=staged)
         return version
 
     async def _measure(self, evaluator: Evaluator) -> None:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from amnestic_server.failpoints import failpoint
 from amnestic_unlearn.spec import Failure, JobSpec, Progress, decode_message
 
 
@@ -38,6 +39,7 @@ async def run_worker(spec: JobSpec, folder: Path, seconds: float, on_progress: C
         start_new_session=True,
     )
     try:
+        failpoint("worker-started")
         async with asyncio.timeout(seconds):
             failure = await _listen(process, on_progress)
             code = await process.wait()

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from e2e import faulty
+from e2e import crashing, faulty
+from e2e.crash_trials import ATTEMPTS, Crashing
 from e2e.harness import CANARY, JOB_SECONDS, Recorded, Reference, Server, Traffic
 from scripted import started
 
@@ -57,6 +58,32 @@ def start_faulty(serve_for_module, tmp_path_factory):
         server = serve_for_module(*flags, start=False, **options)
         server.program = [sys.executable, faulty.__file__, str(fault)]
         return server.start() if start else server, fault
+
+    return begin
+
+
+@pytest.fixture(scope="session")
+def kept(tmp_path_factory):
+    """What the quick workers of all servers share."""
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture(scope="module")
+def start_crashing(serve_for_module, tmp_path_factory, kept, check_active):
+    """Start a server with a quick worker that dies, or whose disk fails, where it is told to: see `Crashing`."""
+
+    def begin(*flags: str, labels: Sequence[str] = ("alpha",), store: Path | None = None) -> Crashing:
+        folder = tmp_path_factory.mktemp("crashing")
+        server = serve_for_module(*ATTEMPTS, *flags, start=False)
+        if store is not None:
+            server.arguments[server.arguments.index("--store") + 1] = str(store)
+            server.store = store
+        server.program = [sys.executable, crashing.__file__, str(kept)]
+        started = Crashing(server, folder / "failpoints", check_active, labels)
+        server.environment["AMNESTIC_FAILPOINTS"] = str(started.failpoints)
+        started.disarm()
+        server.start()
+        return started
 
     return begin
 

@@ -242,14 +242,22 @@ class Traffic:
     """Client processes that predict without pause until `stop`; each with several threads, and without retries."""
 
     def __init__(
-        self, target: str, folder: Path, texts: Sequence[str], *, processes: int = 2, threads: int = 3, pins: int = 0
+        self,
+        target: str,
+        folder: Path,
+        texts: Sequence[str],
+        *,
+        processes: int = 2,
+        threads: int = 3,
+        pins: int = 0,
+        most: int = 6,
     ) -> None:
-        """`pins`: a third of the calls ask for a version from 1 to this; 0 for none of them."""
+        """`pins`: a third of the calls ask for a version from 1 to this; 0 for none. `most`: documents a call."""
         (folder / "texts.json").write_text(json.dumps(list(texts)))
         self._files = [folder / f"calls-{index}.json" for index in range(processes)]
         self._processes = [
             subprocess.Popen(
-                [sys.executable, *map(str, (SCRIPT, target, folder / "texts.json", file, threads, pins, index))],
+                [sys.executable, *map(str, (SCRIPT, target, folder / "texts.json", file, threads, pins, most, index))],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env=environment(),

@@ -4,15 +4,13 @@ A rollback goes only to an earlier version. So the store is filled with a long l
 storm goes down that line, one rollback a step.
 """
 
-import time
 from bisect import bisect_left, bisect_right
 
 import pytest
 from e2e.harness import make_patch
+from e2e.storm import fill, go_down
 
 from amnestic_client import FailedPrecondition
-from amnestic_server.store import Store
-from amnestic_unlearn.manifest import MANIFEST, file_digest
 
 SWAPS = 200
 NEWEST = SWAPS + 1
@@ -28,22 +26,11 @@ def patches(bundle):
 def storm(serve_for_module, traffic, bundle, patches, texts):
     """(server, calls, rollbacks): each rollback as the times of its request and answer, and its version."""
     server = serve_for_module(start=False)
-    store = Store(server.store, file_digest(bundle / MANIFEST))
-    digests = [store.write_patch(patch.to_bytes()) for patch in patches]
-    for version in range(2, NEWEST + 1):
-        index = version % PATCHES
-        assert store.activate_patch(f"job-{version}", patches[index].forgotten, digests[index], {}) == version
-    store.close()
+    fill(server, bundle, patches, NEWEST)
     server.start()
     assert server.ready_version == NEWEST
-
     clients = traffic(server.target, texts, pins=NEWEST)
-    rollbacks = []
-    for version in range(NEWEST - 1, 0, -1):
-        asked = time.monotonic()
-        assert server.client.rollback(version, "storm", restore_forgotten=True).active
-        rollbacks.append((asked, time.monotonic(), version))
-        time.sleep(0.01)
+    rollbacks = go_down(server, NEWEST)
     return server, clients.stop(), rollbacks
 
 

@@ -1,7 +1,7 @@
-"""A client process that predicts without pause: `traffic.py TARGET TEXTS OUT THREADS PINS SEED`.
+"""A client process that predicts without pause: `traffic.py TARGET TEXTS OUT THREADS PINS MOST SEED`.
 
 Prints one line after its first answers, and writes every call to OUT at the end of its standard input. It talks raw
-gRPC without retries, so that a call that fails is seen.
+gRPC without retries, so that a call that fails is seen. A call has at most MOST documents.
 """
 
 import json
@@ -16,14 +16,15 @@ import grpc
 
 from amnestic.v1 import prediction_pb2, prediction_pb2_grpc
 
-MOST_DOCUMENTS = 6
 SECONDS = 30
 
 
-def predict_forever(stub: Any, texts: list[str], pins: int, seed: int, stop: threading.Event, calls: list[Any]) -> None:
+def predict_forever(
+    stub: Any, texts: list[str], pins: int, most: int, seed: int, stop: threading.Event, calls: list[Any]
+) -> None:
     random_ = random.Random(seed)
     while not stop.is_set():
-        documents = [random_.randrange(len(texts)) for _ in range(random_.randint(1, MOST_DOCUMENTS))]
+        documents = [random_.randrange(len(texts)) for _ in range(random_.randint(1, most))]
         pinned = random_.randint(1, pins) if pins and random_.random() < 1 / 3 else 0
         request = prediction_pb2.PredictRequest(documents=[texts[index] for index in documents], version=pinned)
         started = time.monotonic()
@@ -38,14 +39,16 @@ def predict_forever(stub: Any, texts: list[str], pins: int, seed: int, stop: thr
         calls.append((started, time.monotonic(), "OK", pinned, answer.version, documents, probabilities, forgotten))
 
 
-def main(target: str, texts_file: str, out: str, threads: str, pins: str, seed: str) -> None:
+def main(target: str, texts_file: str, out: str, threads: str, pins: str, most: str, seed: str) -> None:
     texts = json.loads(Path(texts_file).read_text())
     calls: list[Any] = []
     stop = threading.Event()
     with grpc.insecure_channel(target, options=[("grpc.enable_retries", 0)]) as channel:
         stub = prediction_pb2_grpc.PredictionServiceStub(channel)
         workers = [
-            threading.Thread(target=predict_forever, args=(stub, texts, int(pins), 100 * int(seed) + n, stop, calls))
+            threading.Thread(
+                target=predict_forever, args=(stub, texts, int(pins), int(most), 100 * int(seed) + n, stop, calls)
+            )
             for n in range(int(threads))
         ]
         for worker in workers:

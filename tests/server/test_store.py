@@ -381,3 +381,35 @@ def test_an_unfinished_write_of_a_killed_process_is_not_there(folder):
     assert store.active_version() == 2
     assert len(store.versions()) == 2
     store.close()
+
+
+def test_a_page_of_the_database_that_is_damaged_is_found_at_the_start(store, folder):
+    store.add_job(job())
+    store.close()
+    database = folder / "amnestic.db"
+    data = bytearray(database.read_bytes())
+    data[5 * 4096 : 6 * 4096] = b"\xff" * 4096
+    database.write_bytes(data)
+    with pytest.raises(StartError, match=r"corrupt|cannot be opened"):
+        Store(folder, BUNDLE)
+
+
+def test_a_database_that_cannot_be_in_wal_mode_is_refused(folder, monkeypatch):
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda path, **options: connect(":memory:", **options))
+    with pytest.raises(StartError, match="cannot be in WAL mode"):
+        Store(folder, BUNDLE)
+
+
+def test_what_a_killed_process_had_not_finished_is_removed(store, folder):
+    store.work_folder("job").mkdir()
+    (store.work_folder("job") / "spec.json").write_text("{}")
+    partial = folder / "patches" / "0123.partial"
+    partial.write_bytes(b"half")
+    digest = store.write_patch(b"whole")
+    store.close()
+    again = Store(folder, BUNDLE)
+    assert not partial.exists()
+    assert not again.work_folder("job").exists()
+    assert again.patch_path(digest).exists()
+    again.close()

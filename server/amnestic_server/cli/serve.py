@@ -12,7 +12,7 @@ import click
 
 from amnestic_server import logs
 from amnestic_server.cli.sections import Sectioned, section
-from amnestic_server.errors import ExitError, StartError
+from amnestic_server.errors import ExitError, StartError, StoreError
 from amnestic_server.settings import DEVICES, Settings
 
 # What a setting is about, by the beginning of its name. What is named nowhere stands under the last.
@@ -106,5 +106,5 @@ def command(log_level: str, as_json: bool, **values: Any) -> None:
         raise click.ClickException(str(error)) from error
     try:
         asyncio.run(serve(settings, as_json=as_json))
-    except (StartError, ExitError) as error:
+    except (StartError, ExitError, StoreError) as error:
         raise click.ClickException(str(error)) from error
