@@ -28,6 +28,9 @@ from amnestic_server.settings import Settings
 REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 KEEPALIVE_TIMEOUT_MS = 20_000
 PROBE_SECONDS = 1.0
+# Calls that wait for Python to take them. By default gRPC cancels some beyond a thousand, without a word of when to
+# come back; the queue refuses what does not fit.
+MAX_PENDING_CALLS = 65_536
 
 
 # Given the port's name, what admits and traces its calls.
@@ -76,7 +79,7 @@ def bind(
         ports.targets["operations"] = _bind_port(server, settings.host, settings.operations_port, certificates)
         ports.services.append(server)
     if settings.health_port is not None:
-        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        server = grpc.aio.server(interceptors=interceptors("health"), options=[("grpc.so_reuseport", 0)])
         host = settings.monitoring_host or settings.host
         ports.targets["health"] = _bind_port(server, host, settings.health_port, None)
         ports.health.append(server)
@@ -86,6 +89,8 @@ def bind(
 def _options(settings: Settings, secure: bool) -> list[tuple[str, int]]:
     options = [
         ("grpc.so_reuseport", 0),
+        ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_CALLS),
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.keepalive_time_ms", int(settings.keepalive_secs * 1000)),
