@@ -16,7 +16,7 @@ import grpc.aio
 
 from amnestic.v1 import prediction_pb2, prediction_pb2_grpc
 
-TIMEOUT = 120
+TIMEOUT = 300
 OPTIONS = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
 
 
