@@ -25,7 +25,7 @@ from amnestic_server.audit import AuditError
 from amnestic_server.batcher import Batcher
 from amnestic_server.bundle import Bundle
 from amnestic_server.call import BatchStats
-from amnestic_server.calls import TraceInterceptor
+from amnestic_server.calls import Decoder, TraceInterceptor
 from amnestic_server.certificates import Certificates
 from amnestic_server.engine import Engine, limit_library_threads
 from amnestic_server.errors import DrainingError, ExitError, StartError
@@ -234,13 +234,15 @@ def _bind(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> Ports:
         access = Access(settings.access)
         if access.names_certificates and settings.tls_client_ca is None:
             raise StartError("the file of --access gives roles to certificates: --tls-client-ca must verify them")
-    tracing = _tracing(settings, stack)
+    tracing, decoder = _tracing(settings, stack), Decoder(metrics)
 
     def interceptors(port: str) -> list[grpc.aio.ServerInterceptor]:
+        if port == "health":
+            return [decoder]
         changes = port == "operations" or settings.operations_port is None
         if access is None and changes and settings.tls_client_ca is None:
-            return [tracing]
-        return [tracing, Guard(access, metrics, changes=changes)]
+            return [tracing, decoder]
+        return [tracing, Guard(access, metrics, changes=changes), decoder]
 
     return listening.bind(settings, certificates, interceptors, stack)
 

@@ -18,10 +18,11 @@ import logging
 import random
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
+from operator import itemgetter
 
 from amnestic_server.call import Answer, BatchStats, Call, Row, Timings
 from amnestic_server.engine import Engine, Output, Prepared
@@ -85,8 +86,9 @@ class Batcher:
         self._instances = threading.Semaphore(engine.instances)
         self._closed = False
         self.lost = asyncio.Event()
-        self._open_calls: set[Call] = set()
-        self._open_documents = 0
+        # With the documents that each is admitted with, in order of arrival.
+        self._open_calls: dict[Call, int] = {}
+        self._open_documents: Counter[str] = Counter()
         self._seconds_a_row = 0.0
         self._last_ended = 0.0
         self._rows_a_document = 1.0
@@ -102,7 +104,7 @@ class Batcher:
     @property
     def open_documents(self) -> int:
         """Documents admitted and not yet answered."""
-        return self._open_documents
+        return self._open_documents.total()
 
     @property
     def queue_tokens(self) -> int:
@@ -112,16 +114,19 @@ class Batcher:
     def queue_rows(self) -> int:
         return len(self._schedule.traffic)
 
-    async def submit(self, texts: Sequence[str], snapshot: Snapshot, deadline: float) -> tuple[list[Answer], Timings]:
-        """Classify documents with one snapshot; `deadline` in seconds of `time.monotonic`.
+    async def submit(
+        self, texts: Sequence[str], snapshot: Snapshot, deadline: float, client: str = ""
+    ) -> tuple[list[Answer], Timings]:
+        """Classify documents with one snapshot; `deadline` in seconds of `time.monotonic`, `client` is charged.
+
+        In a full queue a client is admitted at the expense of the one that has most documents in it, if that is left
+        with no less: its newest calls are refused.
 
         Raises QueueFullError, DeadlineError, EngineError or EngineLostError. If the caller is cancelled, its rows are
         dropped.
         """
-        if self._open_documents + len(texts) > self._max_requests:
-            raise QueueFullError(self._retry_after())
-        call = self._open(snapshot, deadline)
-        self._open_documents += len(texts)
+        self._make_room(client, len(texts))
+        call = self._open(snapshot, deadline, len(texts), client)
         self._idle.clear()
         try:
             with self._lock:
@@ -129,14 +134,13 @@ class Batcher:
                 self._work_came.notify()
             return await call.future, call.timings
         finally:
-            self._open_calls.discard(call)
-            self._open_documents -= len(texts)
+            self._close(call)
             if not self._open_documents:
                 self._idle.set()
 
     async def submit_encoded(self, documents: Sequence[Encoded], snapshot: Snapshot) -> list[Answer]:
         """Classify tokenized documents at lower priority than traffic, without a deadline."""
-        call = self._open(snapshot, float("inf"))
+        call = self._open(snapshot, float("inf"), 0)
         call.background = True
         try:
             with self._lock:
@@ -144,7 +148,7 @@ class Batcher:
                 self._notify_worker()
             return await call.future
         finally:
-            self._open_calls.discard(call)
+            self._close(call)
 
     async def idle(self, seconds: float) -> bool:
         """Wait until every admitted document is answered, for so long at most; false if some are not."""
@@ -174,7 +178,28 @@ class Batcher:
             self._closed = True
             self._work_came.notify_all()
 
-    def _open(self, snapshot: Snapshot, deadline: float) -> Call:
+    def _make_room(self, client: str, documents: int) -> None:
+        """Raise QueueFullError unless the documents fit, if need be by refusing what another client has too much."""
+        excess = self.open_documents + documents - self._max_requests
+        if excess <= 0:
+            return
+        most, theirs = max(self._open_documents.items(), key=itemgetter(1), default=("", 0))
+        if theirs - excess < self._open_documents[client] + documents:
+            raise QueueFullError(self._retry_after())
+        for call in reversed(list(self._open_calls)):
+            if excess > 0 and call.client == most and not call.background:
+                excess -= self._close(call)
+                call.fail(QueueFullError(self._retry_after()))
+
+    def _close(self, call: Call) -> int:
+        """Strike a call off, if it is not yet; returns its documents."""
+        documents = self._open_calls.pop(call, 0)
+        self._open_documents[call.client] -= documents
+        if self._open_documents[call.client] <= 0:
+            del self._open_documents[call.client]
+        return documents
+
+    def _open(self, snapshot: Snapshot, deadline: float, documents: int, client: str = "") -> Call:
         if self.lost.is_set():
             raise EngineLostError
         call = Call(
@@ -183,8 +208,10 @@ class Batcher:
             future=self._loop.create_future(),
             admitted_at=time.monotonic(),
             pooling=self._pooling,
+            client=client,
         )
-        self._open_calls.add(call)
+        self._open_calls[call] = documents
+        self._open_documents[client] += documents
         return call
 
     def _retry_after(self) -> float:
@@ -192,7 +219,7 @@ class Batcher:
 
         Drawn, so that callers refused together don't come back together.
         """
-        drained = self._open_documents * self._rows_a_document * self._seconds_a_row
+        drained = self.open_documents * self._rows_a_document * self._seconds_a_row
         drawn = drained * random.uniform(0.5, 1.0)  # noqa: S311  no secret
         return min(max(drawn, SHORTEST_RETRY_SECONDS), LONGEST_RETRY_SECONDS)
 
@@ -261,9 +288,11 @@ class Batcher:
                 rows = call.rows(list(islice(encoded, len(texts))))
                 self._rows_a_document += NEWEST_BATCH_WEIGHT * (len(rows) / len(texts) - self._rows_a_document)
                 try:
-                    self._schedule.traffic.put(rows)
+                    refused = {row.call for row in self._schedule.traffic.put(rows)}
                 except QueueFullError:
-                    self._post(call.fail, QueueFullError(self._retry_after()))
+                    refused = {call}
+                for one in refused:
+                    self._post(one.fail, QueueFullError(self._retry_after()))
 
     def _run_batch(self, batch: Batch[Row]) -> None:
         begun = time.monotonic()
@@ -352,7 +381,7 @@ class Batcher:
 
     def _tell_of_loss(self) -> None:
         if not self.lost.is_set():
-            log.critical("the engine is lost: %d documents are not answered", self._open_documents)
+            log.critical("the engine is lost: %d documents are not answered", self.open_documents)
         self.lost.set()
         self.fail_open_calls(EngineLostError)
 

@@ -46,7 +46,7 @@ class Timings:
 class Call:
     """The documents that are answered together, and the future that they are answered through.
 
-    `outputs` are logits and features of each window, in order, as they come in.
+    `client` is whom it is charged to. `outputs` are logits and features of each window, in order, as they come in.
     """
 
     snapshot: Snapshot
@@ -54,6 +54,7 @@ class Call:
     future: "asyncio.Future[list[Answer]]"
     admitted_at: float
     pooling: Pooling
+    client: str = ""
     background: bool = False
     timings: Timings = field(default_factory=Timings)
     documents: Sequence[Encoded] = ()
@@ -101,6 +102,10 @@ class Row:
     @property
     def snapshot(self) -> Snapshot:
         return self.call.snapshot
+
+    @property
+    def client(self) -> str:
+        return self.call.client
 
     @property
     def length(self) -> int:

@@ -5,6 +5,7 @@ the name of the cause, the field at fault, and when to try again.
 """
 
 import asyncio
+import inspect
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -14,12 +15,12 @@ from typing import Any, NoReturn, TypeAlias, TypeVar
 import grpc
 import grpc.aio
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, ResourceInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
-from amnestic_server import logs, trace
-from amnestic_server.errors import AmnesticError, NotFoundError
+from amnestic_server import caller, logs, trace
+from amnestic_server.errors import AmnesticError, NotFoundError, UndecodableError
 from amnestic_server.metrics import Metrics
 from amnestic_server.trace import Headers, Trace
 
@@ -30,9 +31,36 @@ COMPRESSION_WISH = ("amnestic-compression", "gzip")
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
+Method: TypeAlias = Callable[[Any, Context], Any]
 Q = TypeVar("Q")
 A = TypeVar("A")
 S = TypeVar("S")
+
+_KINDS = {
+    (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
+    (False, True): ("unary_stream", grpc.unary_stream_rpc_method_handler),
+    (True, False): ("stream_unary", grpc.stream_unary_rpc_method_handler),
+    (True, True): ("stream_stream", grpc.stream_stream_rpc_method_handler),
+}
+
+
+def rewrapped(
+    handler: "grpc.RpcMethodHandler[Any, Any]",
+    wrap: Callable[[Method], Method],
+    request_deserializer: Callable[[bytes], Any] | None,
+) -> Handler:
+    """The same handler around another method, and with another deserializer; without one requests stay bytes."""
+    kind, make = _KINDS[bool(handler.request_streaming), bool(handler.response_streaming)]
+    return make(
+        wrap(getattr(handler, kind)),
+        request_deserializer=request_deserializer,
+        response_serializer=handler.response_serializer,
+    )
+
+
+def client(context: Context) -> str:
+    """Whom a call is charged to: the caller by name, or else the connection."""
+    return caller.current().name or context.peer()
 
 
 def _told(error: Exception) -> AmnesticError:
@@ -134,6 +162,71 @@ class _Measured:
         self._metrics.request_seconds.labels(self._method, code).observe(time.perf_counter() - self._started)
         if self._trace:
             self._trace.end(code)
+
+
+class Decoder(grpc.aio.ServerInterceptor):
+    """Decodes requests in gRPC's place, which would answer bytes that are no message with INTERNAL and its own words.
+
+    To be the last interceptor: whoever may not call is told that, whatever they sent.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        handler = await continuation(handler_call_details)
+        if handler is None or handler.request_deserializer is None:
+            return handler
+        path, decode = handler_call_details.method, handler.request_deserializer
+        read = _each_decoded if handler.request_streaming else self._decoded(path)
+        return rewrapped(handler, lambda method: _decoding(method, lambda request: read(request, decode)), None)
+
+    def _decoded(self, path: str) -> Callable[[bytes, Callable[[bytes], Any]], Any]:
+        def read(request: bytes, decode: Callable[[bytes], Any]) -> Any:
+            try:
+                return _decode(request, decode)
+            except UndecodableError as error:
+                # gRPC's own services are not measured.
+                if not path.startswith("/grpc."):
+                    _Measured(self._metrics, path.rpartition("/")[2]).end(error)
+                raise
+
+        return read
+
+
+def _decoding(method: Method, read: Callable[[Any], Any]) -> Method:
+    """A method of bytes around one of messages; a stream of them may turn out undecodable anywhere."""
+
+    async def unary(request: Any, context: Context) -> Any:
+        try:
+            return await method(read(request), context)
+        except UndecodableError as error:
+            await abort(context, error)
+
+    async def streaming(request: Any, context: Context) -> AsyncIterator[Any]:
+        try:
+            async for answer in method(read(request), context):
+                yield answer
+        except UndecodableError as error:
+            await abort(context, error)
+
+    return streaming if inspect.isasyncgenfunction(method) else unary
+
+
+def _decode(request: bytes, decode: Callable[[bytes], Any]) -> Any:
+    try:
+        return decode(request)
+    except DecodeError:
+        raise UndecodableError from None
+
+
+async def _each_decoded(requests: AsyncIterator[bytes], decode: Callable[[bytes], Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _decode(request, decode)
 
 
 def unary(

@@ -2,6 +2,7 @@
 
     AmnesticError
     ├── InvalidArgumentError   the request can never succeed
+    │   └── UndecodableError   its bytes are no message of the method
     ├── NotFoundError          no such version, job or label
     ├── AlreadyExistsError     the request id or the label is taken by another job
     ├── PreconditionError      not in the present state of the server
@@ -45,6 +46,13 @@ class AmnesticError(Exception):
 class InvalidArgumentError(AmnesticError):
     status = "INVALID_ARGUMENT"
     reason = "INVALID_REQUEST"
+
+
+class UndecodableError(InvalidArgumentError):
+    reason = "UNDECODABLE"
+
+    def __init__(self) -> None:
+        super().__init__("the request is not a message of this method")
 
 
 class NotFoundError(AmnesticError):

@@ -18,7 +18,7 @@ from amnestic.v1 import prediction_pb2, unlearning_pb2
 from amnestic_server import caller
 from amnestic_server.access import Access, certificate_holder
 from amnestic_server.caller import Caller, Role
-from amnestic_server.calls import Context, Handler, abort
+from amnestic_server.calls import Context, Handler, Method, abort, rewrapped
 from amnestic_server.errors import AmnesticError, OtherPortError, UnauthenticatedError
 from amnestic_server.metrics import Metrics
 
@@ -60,13 +60,6 @@ ROLES = {
 # Probes have no credentials, and hear of nothing but readiness.
 OPEN = "/grpc.health.v1.Health/"
 
-_KINDS = {
-    (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
-    (False, True): ("unary_stream", grpc.unary_stream_rpc_method_handler),
-    (True, False): ("stream_unary", grpc.stream_unary_rpc_method_handler),
-    (True, True): ("stream_stream", grpc.stream_stream_rpc_method_handler),
-}
-
 
 class Guard(grpc.aio.ServerInterceptor):
     """Admits the calls of one server's ports.
@@ -91,14 +84,9 @@ class Guard(grpc.aio.ServerInterceptor):
         # Without a handler there is no such method, and gRPC says so.
         if handler is None or path.startswith(OPEN):
             return handler
-        kind, make = _KINDS[bool(handler.request_streaming), bool(handler.response_streaming)]
-        return make(
-            self._guarded(getattr(handler, kind), path),
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
+        return rewrapped(handler, lambda method: self._guarded(method, path), handler.request_deserializer)
 
-    def _guarded(self, method: Callable[[Any, Context], Any], path: str) -> Callable[[Any, Context], Any]:
+    def _guarded(self, method: Method, path: str) -> Method:
         async def unary(request: Any, context: Context) -> Any:
             await self._admit(path, context)
             return await method(request, context)

@@ -27,7 +27,13 @@ from amnestic_server.settings import Settings
 # The same messages under the name that newer tools ask for; the package knows the older one alone.
 REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 KEEPALIVE_TIMEOUT_MS = 20_000
+# Who has connected must speak HTTP/2, through TLS if need be, within that.
+HANDSHAKE_TIMEOUT_MS = 20_000
 PROBE_SECONDS = 1.0
+# Calls that wait for Python to take them, and for how long. By default gRPC cancels some beyond a thousand, and all
+# after 30 s, without a word of when to come back; the queue refuses instead, and callers have deadlines of their own.
+MAX_PENDING_CALLS = 65_536
+MAX_PENDING_SECONDS = 3_600
 
 
 # Given the port's name, what admits and traces its calls.
@@ -76,7 +82,7 @@ def bind(
         ports.targets["operations"] = _bind_port(server, settings.host, settings.operations_port, certificates)
         ports.services.append(server)
     if settings.health_port is not None:
-        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        server = grpc.aio.server(interceptors=interceptors("health"), options=[("grpc.so_reuseport", 0)])
         host = settings.monitoring_host or settings.host
         ports.targets["health"] = _bind_port(server, host, settings.health_port, None)
         ports.health.append(server)
@@ -86,6 +92,10 @@ def bind(
 def _options(settings: Settings, secure: bool) -> list[tuple[str, int]]:
     options = [
         ("grpc.so_reuseport", 0),
+        ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_CALLS),
+        ("grpc.server_max_unrequested_time_in_server", MAX_PENDING_SECONDS),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.keepalive_time_ms", int(settings.keepalive_secs * 1000)),

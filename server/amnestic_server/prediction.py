@@ -71,12 +71,14 @@ class Predictor:
         self.leaving = True
         self.draining.set()
 
-    async def predict(self, texts: Sequence[str], pin: Pin, seconds_left: float | None) -> list[DocumentScores]:
-        """One answer a text, in order, by the version pinned; raises an AmnesticError."""
+    async def predict(
+        self, texts: Sequence[str], pin: Pin, seconds_left: float | None, client: str
+    ) -> list[DocumentScores]:
+        """One answer a text, in order, by the version pinned, charged to `client`; raises an AmnesticError."""
         snapshot = pin.snapshot
         started = time.monotonic()
         try:
-            answers, timings = await self._answers(texts, snapshot, seconds_left)
+            answers, timings = await self._answers(texts, snapshot, seconds_left, client)
         except BaseException:
             self._stats.failed(snapshot.version, time.monotonic() - started)
             raise
@@ -96,13 +98,13 @@ class Predictor:
         return scores
 
     async def _answers(
-        self, texts: Sequence[str], snapshot: Snapshot, seconds_left: float | None
+        self, texts: Sequence[str], snapshot: Snapshot, seconds_left: float | None, client: str
     ) -> tuple[list[Answer], Timings]:
         if self.draining.is_set():
             raise DrainingError
         check_texts(texts, self._settings)
         deadline = float("inf") if seconds_left is None else time.monotonic() + seconds_left
-        return await self._batcher.submit(texts, snapshot, deadline)
+        return await self._batcher.submit(texts, snapshot, deadline, client)
 
     def _scores(self, answers: Sequence[Answer]) -> list[DocumentScores]:
         logits = np.stack([answer.logits for answer in answers])

@@ -1,11 +1,12 @@
 """Which rows wait, and which of them make the next batch. Pure policy: no threads, no clock of its own.
 
-The oldest row is in every batch, so nothing waits for longer than the rows before it. The rest of the batch are the
-waiting rows whose lengths are nearest to it, as long as the padded batch keeps within the token budget and no row
-is padded by more than a set share: on a CPU padding costs what text costs.
+Clients take turns: a batch is made around the oldest row of the one whose turn it is, so nothing waits for longer than
+its own client's rows before it and one batch for each other client between. The rest of the batch are the waiting rows
+of whichever client whose lengths are nearest to it, as long as the padded batch keeps within the token budget and no
+row is padded by more than a set share: on a CPU padding costs what text costs.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from typing import Generic, Protocol, TypeVar
 
@@ -20,6 +21,11 @@ class QueueRow(Protocol):
         """Tokens, at least 1."""
         ...
 
+    @property
+    def client(self) -> str:
+        """Whom it is charged to."""
+        ...
+
     def expired(self, now: float) -> bool:
         """True once nobody waits for the answer: cancelled, or past its deadline."""
         ...
@@ -29,14 +35,15 @@ R = TypeVar("R", bound=QueueRow)
 
 
 class RowQueue(Generic[R]):
-    """Waiting rows in order of arrival, bounded in tokens."""
+    """Waiting rows in order of arrival, bounded in tokens that clients share."""
 
     def __init__(self, *, max_tokens: int, batch_tokens: int, max_padding: float) -> None:
         self._max_tokens = max_tokens
         self._batch_tokens = batch_tokens
         self._max_padding = max_padding
         self._rows: deque[R] = deque()
-        self._tokens = 0
+        # By client, in the order of their turns; only of those with rows.
+        self._tokens: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -44,22 +51,24 @@ class RowQueue(Generic[R]):
     @property
     def tokens(self) -> int:
         """Tokens waiting, without padding."""
-        return self._tokens
+        return self._tokens.total()
 
     def fills_batches(self, count: int) -> bool:
         """True if the waiting rows would fill so many batches, so that more would make none of them better."""
-        return self._tokens >= count * self._batch_tokens
+        return self.tokens >= count * self._batch_tokens
 
-    def put(self, rows: list[R]) -> None:
-        """Add rows, all or none; raises QueueFullError if their tokens don't fit.
+    def put(self, rows: list[R]) -> list[R]:
+        """Add one client's rows, all or none; raises QueueFullError if their tokens don't fit.
 
-        Rows always fit in an empty queue: a bound below one call's size must not make that call impossible.
+        In a full queue they fit at the expense of the client that has most, if it is left with no less than they make:
+        its newest rows are removed and returned. Rows always fit in an empty queue: a bound below one call's size must
+        not make that call impossible.
         """
-        tokens = sum(row.length for row in rows)
-        if self._rows and self._tokens + tokens > self._max_tokens:
-            raise QueueFullError
+        client, tokens = rows[0].client, sum(row.length for row in rows)
+        removed = self._make_room(client, tokens) if self._rows else []
         self._rows.extend(rows)
-        self._tokens += tokens
+        self._tokens[client] += tokens
+        return removed
 
     def take(self, now: float) -> tuple[list[R], list[R]]:
         """Remove and return the next batch, sorted by length, and the rows that expired while they waited.
@@ -76,7 +85,10 @@ class RowQueue(Generic[R]):
         return batch, expired
 
     def _around_oldest(self) -> list[R]:
-        oldest = self._rows[0]
+        """A batch for the client whose turn it is; the next one's is after it."""
+        client = next(iter(self._tokens))
+        self._tokens[client] = self._tokens.pop(client)
+        oldest = next(row for row in self._rows if row.client == client)
         # sorted() is stable: of rows of one length the older come first.
         by_length = sorted(self._rows, key=lambda row: row.length)
         low = next(index for index, row in enumerate(by_length) if row is oldest)
@@ -96,7 +108,25 @@ class RowQueue(Generic[R]):
         within_budget = rows * longest <= self._batch_tokens
         return within_budget and longest - shortest <= self._max_padding * longest
 
+    def _make_room(self, client: str, tokens: int) -> list[R]:
+        excess = self.tokens + tokens - self._max_tokens
+        if excess <= 0:
+            return []
+        most, theirs = self._tokens.most_common(1)[0]
+        if theirs - excess < self._tokens[client] + tokens:
+            raise QueueFullError
+        removed = []
+        for row in reversed(self._rows):
+            if excess > 0 and row.client == most:
+                removed.append(row)
+                excess -= row.length
+        self._remove(removed)
+        return removed
+
     def _remove(self, rows: Iterable[R]) -> None:
         gone = {id(row) for row in rows}
-        self._tokens -= sum(row.length for row in self._rows if id(row) in gone)
+        for row in self._rows:
+            if id(row) in gone:
+                self._tokens[row.client] -= row.length
+        self._tokens = +self._tokens
         self._rows = deque(row for row in self._rows if id(row) not in gone)

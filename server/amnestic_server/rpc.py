@@ -11,7 +11,7 @@ from amnestic.v1 import prediction_pb2 as prediction
 from amnestic.v1 import prediction_pb2_grpc, unlearning_pb2_grpc
 from amnestic.v1 import unlearning_pb2 as unlearning
 from amnestic_server.bundle import Bundle
-from amnestic_server.calls import Context, streaming, unary
+from amnestic_server.calls import Context, client, streaming, unary
 from amnestic_server.engine import Engine
 from amnestic_server.errors import InvalidArgumentError
 from amnestic_server.jobs import Jobs, JobView
@@ -57,7 +57,7 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):
         pin = self._snapshots.pin(request.version, check_routing_key(request.routing_key))
         # Held until the answer has left: who sees a job SUCCEEDED gets no older answer afterwards.
         context.add_done_callback(lambda _: pin.release())  # type: ignore[arg-type]  # the stubs want a class
-        scores = await self._predictor.predict(request.documents, pin, context.time_remaining())
+        scores = await self._predictor.predict(request.documents, pin, context.time_remaining(), client(context))
         manifest = self._bundle.manifest
         return prediction.PredictResponse(
             version=pin.snapshot.version,

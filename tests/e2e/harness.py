@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -59,6 +60,7 @@ ANYTHING = {
 }
 LONG_JOB = METHOD | {"epochs": 1000}
 SCRIPT = Path(__file__).with_name("traffic.py")
+FLOOD = Path(__file__).with_name("flood.py")
 JOB_SECONDS = 120
 ROWS = 48
 # A word of no language, to be looked for wherever text must not be.
@@ -414,3 +416,26 @@ async def ask_by_random_names(target: str, count: int, seed: int) -> set[str]:
         for start in range(0, count, 64):
             codes.update(await asyncio.gather(*(ask(index % 4) for index in range(start, min(count, start + 64)))))
     return codes
+
+
+class Flood:
+    """Client processes that send `count` predictions each at once, or that many at a time for so many seconds."""
+
+    def __init__(
+        self, target: str, text: str, *, count: int, processes: int = 1, channels: int = 1, seconds: float = 0
+    ) -> None:
+        arguments = map(str, (FLOOD, target, count, channels, seconds, text))
+        command = [sys.executable, *arguments]
+        self._processes = [
+            subprocess.Popen(command, stdout=subprocess.PIPE, env=environment()) for _ in range(processes)
+        ]
+
+    @property
+    def running(self) -> bool:
+        return any(process.poll() is None for process in self._processes)
+
+    def ended(self) -> tuple[Counter[str], float, int]:
+        """How many calls ended with each code, the longest one answered in seconds, and refusals without a wait."""
+        found = [json.loads(process.communicate(timeout=JOB_SECONDS)[0]) for process in self._processes]
+        codes = sum((Counter(one["codes"]) for one in found), Counter[str]())
+        return codes, max(one["longest"] for one in found), sum(one["without_wait"] for one in found)

@@ -90,9 +90,11 @@ async def until(condition: Callable[[], Any]) -> None:
             await asyncio.sleep(0.001)
 
 
-def submit(batcher: Batcher, *texts: str, deadline: float = float("inf")) -> "asyncio.Task[list[float]]":
+def submit(
+    batcher: Batcher, *texts: str, deadline: float = float("inf"), client: str = ""
+) -> "asyncio.Task[list[float]]":
     async def answer() -> list[float]:
-        answers, _ = await batcher.submit(texts, SNAPSHOT, deadline)
+        answers, _ = await batcher.submit(texts, SNAPSHOT, deadline, client)
         return [float(answer.logits[0]) for answer in answers]
 
     return asyncio.create_task(answer())
@@ -344,11 +346,11 @@ async def test_the_engines_speed_is_learnt_from_its_batches() -> None:
         await asyncio.sleep(0.1)
         engine.gate.set()
         await held
-        batcher._open_documents = 10
+        batcher._open_documents["flood"] = 10
         assert 0.5 * 10 * 0.1 <= batcher._retry_after() < 2
-        batcher._open_documents = 10**9
+        batcher._open_documents["flood"] = 10**9
         assert batcher._retry_after() == LONGEST_RETRY_SECONDS
-        batcher._open_documents = 0
+        batcher._open_documents.clear()
 
 
 async def test_background_rows_run_after_waiting_traffic() -> None:
@@ -497,3 +499,39 @@ async def test_a_cancelled_call_drops_every_window() -> None:
         assert await submit(batcher, "stay") == [value("stay")]
         await held
     assert [len(batch) for batch in engine.batches] == [1, 1]
+
+
+async def test_in_a_full_queue_the_newest_calls_of_who_has_most_make_room() -> None:
+    engine = ScriptedEngine()
+    async with running(engine, max_requests=4) as batcher:
+        held = await hold(engine, batcher)
+        flood = [submit(batcher, "abc", client="flood") for _ in range(3)]
+        await until(lambda: batcher.queue_rows == 3)
+        other = submit(batcher, "xyz", client="other")
+        with pytest.raises(QueueFullError) as refused:
+            await flood[2]
+        assert refused.value.retry_after is not None
+        assert batcher.open_documents == 4
+        with pytest.raises(QueueFullError):
+            await submit(batcher, "abc", client="flood")
+        with pytest.raises(QueueFullError):
+            await submit(batcher, "xyz", "xyz", client="other")
+        engine.gate.set()
+        answered = await asyncio.gather(held, *flood[:2], other)
+        assert answered == [[value(text)] for text in ("hold", "abc", "abc", "xyz")]
+        assert batcher.open_documents == 0
+
+
+async def test_a_queue_full_of_tokens_makes_room_for_a_client_that_has_less() -> None:
+    engine = ScriptedEngine()
+    async with running(engine, max_queue_tokens=90, max_batch_tokens=1000) as batcher:
+        held = await hold(engine, batcher)
+        flood = [submit(batcher, "a" * 30, client="flood") for _ in range(3)]
+        await until(lambda: batcher.queue_rows == 3)
+        other = submit(batcher, "xyz", client="other")
+        done, _ = await asyncio.wait(flood, return_when=asyncio.FIRST_COMPLETED)
+        assert [type(task.exception()) for task in done] == [QueueFullError]
+        assert flood[2] in done
+        engine.gate.set()
+        assert await other == [value("xyz")]
+        await asyncio.gather(held, *flood[:2])

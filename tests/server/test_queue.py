@@ -17,6 +17,7 @@ MAX_PADDING = 0.25
 class Row:
     length: int
     deadline: float = float("inf")
+    client: str = ""
 
     def expired(self, now: float) -> bool:
         return now >= self.deadline
@@ -119,3 +120,60 @@ def test_an_empty_queue_takes_even_a_call_above_the_bound() -> None:
     queue = queue_of([], max_tokens=10)
     queue.put([Row(50)])
     assert queue.take(0)[0][0].length == 50
+
+
+@given(st.lists(st.tuples(st.integers(1, BUDGET), st.sampled_from("abc")), min_size=1, max_size=60))
+def test_no_clients_oldest_row_waits_for_more_than_a_batch_of_each_other_client(rows: list[tuple[int, str]]) -> None:
+    waiting = [Row(length, client=client) for length, client in rows]
+    queue = queue_of(waiting)
+    passed_over: dict[int, int] = {}
+    while queue:
+        gone = {id(row) for row in queue.take(0)[0]}
+        for client in "abc":
+            oldest = next((row for row in waiting if row.client == client), None)
+            if oldest is not None and id(oldest) not in gone:
+                passed_over[id(oldest)] = passed_over.get(id(oldest), 0) + 1
+        waiting = [row for row in waiting if id(row) not in gone]
+    assert max(passed_over.values(), default=0) <= 2
+
+
+def test_a_newcomer_waits_for_one_batch_of_a_flood() -> None:
+    queue = queue_of([Row(BUDGET, client="flood") for _ in range(100)])
+    queue.take(0)
+    newcomer = Row(1, client="other")
+    queue.put([newcomer])
+    batches = [queue.take(0)[0] for _ in range(2)]
+    assert any(row is newcomer for batch in batches for row in batch)
+
+
+def test_a_full_queue_makes_room_at_the_expense_of_who_has_most() -> None:
+    rows = [Row(20, client="flood") for _ in range(4)]
+    queue = queue_of([*rows, Row(20, client="few")], max_tokens=100)
+    assert [id(row) for row in queue.put([Row(30, client="other")])] == [id(rows[3]), id(rows[2])]
+    assert queue.tokens == 90
+
+
+def test_nobody_gets_more_than_the_one_who_makes_room() -> None:
+    queue = queue_of([Row(20, client=client) for client in "aaabb"], max_tokens=100)
+    with pytest.raises(QueueFullError):
+        queue.put([Row(50, client="c")])
+    with pytest.raises(QueueFullError):
+        queue.put([Row(20, client="b")])
+    assert queue.tokens == 100
+
+
+@given(st.lists(st.tuples(st.integers(1, BUDGET), st.sampled_from("abc")), min_size=1, max_size=60))
+def test_the_bound_holds_and_what_is_removed_is_gone(rows: list[tuple[int, str]]) -> None:
+    queue = queue_of([], max_tokens=100)
+    inside: set[int] = set()
+    kept = [Row(length, client=client) for length, client in rows]
+    for row in kept:
+        try:
+            inside -= {id(removed) for removed in queue.put([row])}
+        except QueueFullError:
+            continue
+        inside.add(id(row))
+        assert queue.tokens <= 100
+    taken = [id(row) for _ in range(len(queue)) for row in queue.take(0)[0]]
+    assert sorted(taken) == sorted(inside)
+    assert queue.tokens == 0

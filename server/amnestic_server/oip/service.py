@@ -10,7 +10,7 @@ from amnestic import __version__
 from amnestic.oip import open_inference_pb2 as oip
 from amnestic.oip import open_inference_pb2_grpc
 from amnestic_server.bundle import Bundle
-from amnestic_server.calls import Context, unary, within_stream
+from amnestic_server.calls import Context, client, unary, within_stream
 from amnestic_server.engine import Engine
 from amnestic_server.errors import AmnesticError, DrainingError, InvalidArgumentError, NotFoundError, SlowReaderError
 from amnestic_server.inference_stats import InferenceStats
@@ -170,7 +170,7 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         asked = read(request, self._settings.documents_a_call, OUTPUTS)
         limits = [seconds for seconds in (context.time_remaining(), asked.seconds) if seconds is not None]
         try:
-            scores = await self._predictor.predict(asked.texts, pin, min(limits, default=None))
+            scores = await self._predictor.predict(asked.texts, pin, min(limits, default=None), client(context))
         except InvalidArgumentError as error:
             # It speaks of documents by number, which the texts of both services share, and names a native field.
             raise InvalidArgumentError(f"input {INPUT}: {error}", field="inputs[0]") from None
