@@ -355,6 +355,7 @@ class Jobs:
         judgement = await self._judge.judge(candidate, request.limits)
         detail["gates"] = [{**dataclasses.asdict(gate), "passed": gate.passed} for gate in judgement.gates]
         detail["measured"] = {**dataclasses.asdict(judgement.figures), "base_f1": judgement.base_f1}
+        detail["counts"] = judgement.counts
         if not judgement.passed:
             return JobState.REJECTED
         if request.dry_run:
