@@ -103,7 +103,7 @@ def f1_after_forgetting(truth: Bools, decided: Bools, forgotten: Sequence[int], 
 def counts_after_forgetting(
     truth: Bools, decided: Bools, forgotten: Sequence[int], problem_type: ProblemType
 ) -> NDArray[np.int64]:
-    """What `f1_after_forgetting` is made of, [C, 4]: documents of true and false positives, false and true negatives."""
+    """What `f1_after_forgetting` is made of, [C, 4]: documents that are TP, FP, FN and TN."""
     counts = _counts(truth, decided)
     if problem_type is ProblemType.SINGLE_LABEL:
         without = ~truth[:, list(forgotten)].any(axis=1)

@@ -24,7 +24,9 @@ Examples:
 
 @click.command(cls=Sectioned, epilog=EXAMPLE)
 @click.argument("job_id", metavar="[ID]", required=False, shell_complete=job_ids)
-@click.option("--receipt", metavar="FILE", type=FILE, help="Receipt that was saved, in place of a job's ID; asks no server.")
+@click.option(
+    "--receipt", metavar="FILE", type=FILE, help="Receipt that was saved, in place of a job's ID; asks no server."
+)
 @click.option(
     "--key",
     metavar="FILE",

@@ -4,7 +4,7 @@ import hashlib
 import shlex
 from dataclasses import dataclass
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 import amnestic
 from amnestic import dsse
@@ -53,7 +53,7 @@ def render(envelope: str | bytes, public_key: bytes, source: Source) -> str:
     )
 
 
-def _template():  # type: ignore[no-untyped-def]
+def _template() -> Template:
     environment = Environment(
         loader=PackageLoader(__package__, "."),
         autoescape=True,

@@ -172,12 +172,16 @@ def _verdict(said: Mapping[str, Any]) -> Verdict:
     failed = [gate for gate in said["gates"] if not gate["passed"]]
     if job["outcome"] == "REJECTED":
         checks = f"{len(failed)} of {len(said['gates'])} checks failed"
-        sentence = f"The request was refused: {checks}. Nothing that answers callers was changed; {names} is still known."
+        sentence = (
+            f"The request was refused: {checks}. Nothing that answers callers was changed; {names} is still known."
+        )
         return Verdict("bad", "Rejected: nothing was changed", sentence)
     if job["version"] is None:
         sentence = f"A trial run. Every check passed for {names}, and nothing that answers callers was changed."
         return Verdict("neutral", "Trial run: nothing was changed", sentence)
-    sentence = f"Version {job['version']} was made, which has forgotten {names}. Every check passed before it could serve."
+    sentence = (
+        f"Version {job['version']} was made, which has forgotten {names}. Every check passed before it could serve."
+    )
     return Verdict("good", f"Forgotten: {names}", sentence)
 
 
@@ -251,7 +255,9 @@ def _average(values: Sequence[float | None]) -> float | None:
 
 def _times(said: Mapping[str, Any]) -> list[tuple[str, str]]:
     times = said["times"]
-    asked, begun, ended = (times[name] and datetime.fromisoformat(times[name]) for name in ("requested", "begun", "ended"))
+    asked, begun, ended = (
+        times[name] and datetime.fromisoformat(times[name]) for name in ("requested", "begun", "ended")
+    )
     return [
         ("Waiting before it began", seconds((begun - asked).total_seconds() if begun else None)),
         ("From its beginning to its end", seconds((ended - begun).total_seconds() if begun and ended else None)),
