@@ -163,7 +163,7 @@ def test_it_says_what_was_asked_changed_and_measured() -> None:
         "token:anna",
         "policy 12",
         "26 November 2026, 13:38:28 UTC",
-        "endocrine (forgotten) 50 0.900 0.82 to 0.95 0.000 0.00 to 0.13 -0.900",
+        "endocrine (forgotten) 50 documents 0.900 0.82 to 0.95 0.000 0.00 to 0.13 -0.900",
         "Kept (2) 0.768 0.768 +0.000",
         "27,994",
         "3.12%",
@@ -217,7 +217,7 @@ def test_a_receipt_of_before_the_counts_has_a_report_without_intervals() -> None
     del stated["predicate"]["counts"]
     text = Page(report(stated)).text
     assert "There are no intervals" in text
-    assert "endocrine (forgotten) - 0.900 0.000 -0.900" in text
+    assert "endocrine (forgotten) 0.900 0.000 -0.900" in text
 
 
 @pytest.mark.parametrize("place", ["audit", "requested"])

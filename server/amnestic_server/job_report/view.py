@@ -172,9 +172,7 @@ def _verdict(said: Mapping[str, Any]) -> Verdict:
     failed = [gate for gate in said["gates"] if not gate["passed"]]
     if job["outcome"] == "REJECTED":
         checks = f"{len(failed)} of {len(said['gates'])} checks failed"
-        sentence = (
-            f"The request was refused: {checks}. Nothing that answers callers was changed; {names} is still known."
-        )
+        sentence = f"The request was refused: {checks}. Nothing that answers callers was changed."
         return Verdict("bad", "Rejected: nothing was changed", sentence)
     if job["version"] is None:
         sentence = f"A trial run. Every check passed for {names}, and nothing that answers callers was changed."
@@ -203,7 +201,9 @@ def _request(said: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _activation(request: Mapping[str, Any]) -> str:
-    return "staged, to be made active by a person" if request["stage"] else "made active once every check passed"
+    return (
+        "to be staged, and made active by a person" if request["stage"] else "to be made active once every check passes"
+    )
 
 
 def _requested_by(said: Mapping[str, Any]) -> str | None:
