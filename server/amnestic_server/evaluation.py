@@ -125,18 +125,19 @@ class Evaluator:
 
     def _f1(self, logits: NDArray[np.float32], forgotten: Collection[str]) -> dict[str, float]:
         """F1 of every label as served, of a version that has forgotten some; see `measures.f1_after_forgetting`."""
-        manifest = self._manifest
-        decided = measures.decide(logits, self._thresholds, manifest.problem_type)
-        columns = manifest.label_indices(tuple(forgotten))
+        manifest, columns = self._manifest, self._manifest.label_indices(tuple(forgotten))
+        decided = self._decided(logits)
         f1 = measures.f1_after_forgetting(self._documents.truth, decided, columns, manifest.problem_type)
         return dict(zip(manifest.labels, f1.tolist(), strict=True))
 
     def _counts(self, logits: NDArray[np.float32], forgotten: Collection[str]) -> dict[str, list[int]]:
-        manifest = self._manifest
-        decided = measures.decide(logits, self._thresholds, manifest.problem_type)
-        columns = manifest.label_indices(tuple(forgotten))
+        manifest, columns = self._manifest, self._manifest.label_indices(tuple(forgotten))
+        decided = self._decided(logits)
         counts = measures.counts_after_forgetting(self._documents.truth, decided, columns, manifest.problem_type)
         return dict(zip(manifest.labels, counts.tolist(), strict=True))
+
+    def _decided(self, logits: NDArray[np.float32]) -> NDArray[np.bool_]:
+        return measures.decide(logits, self._thresholds, self._manifest.problem_type)
 
     def _told(self, answers: GateAnswers, base: GateAnswers, label: str) -> tuple[float, float]:
         """What still tells a forgotten label: the AUROC of its score, and the ratio of the probes."""
