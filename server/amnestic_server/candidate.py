@@ -36,11 +36,15 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What was found of a candidate on the served path, and the base's F1 by label on the same documents."""
+    """What was found of a candidate on the served path, and the base's F1 by label on the same documents.
+
+    `counts` are what both F1 are made of; see `Evaluator.counts`.
+    """
 
     gates: list[Gate]
     figures: Figures
     base_f1: dict[str, float]
+    counts: dict[str, dict[str, list[int]]]
 
     @property
     def passed(self) -> bool:
@@ -84,7 +88,7 @@ class Judge:
             gates.only_declared_changed(await asyncio.to_thread(self._wrongly_changed_rows, candidate)),
             gates.logit_difference(candidate.torch_logits, served.logits, limits),
         ]
-        return Judgement(conditions, figures, dict(base_f1))
+        return Judgement(conditions, figures, dict(base_f1), await evaluator.counts(served, forgotten))
 
     def _changed_digests(self, candidate: Candidate) -> int:
         in_onnx = file_digest(self._bundle.encoder) != self._bundle.manifest.files[ENCODER_ONNX]

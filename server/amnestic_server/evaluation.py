@@ -102,6 +102,16 @@ class Evaluator:
         """F1 of the base by label, on the documents that a version is measured on which has forgotten these labels."""
         return self._f1((await self.answers(self._base)).logits, forgotten)
 
+    async def counts(self, answers: GateAnswers, forgotten: Collection[str]) -> dict[str, dict[str, list[int]]]:
+        """What the F1 of `base_f1` and `figures` is made of, by version ("base" or "candidate") and label: documents of
+        true and false positives, false and true negatives.
+        """
+        base = await self.answers(self._base)
+        return {
+            "base": self._counts(base.logits, forgotten),
+            "candidate": self._counts(answers.logits, forgotten),
+        }
+
     def chance(self, label: str) -> float:
         """How far above 0.5 the AUROC of a score that knows nothing of the label gets on these documents."""
         return measures.chance_excess(self._documents.truth[:, self._column(label)])
@@ -115,11 +125,19 @@ class Evaluator:
 
     def _f1(self, logits: NDArray[np.float32], forgotten: Collection[str]) -> dict[str, float]:
         """F1 of every label as served, of a version that has forgotten some; see `measures.f1_after_forgetting`."""
-        manifest = self._manifest
-        decided = measures.decide(logits, self._thresholds, manifest.problem_type)
-        columns = manifest.label_indices(tuple(forgotten))
+        manifest, columns = self._manifest, self._manifest.label_indices(tuple(forgotten))
+        decided = self._decided(logits)
         f1 = measures.f1_after_forgetting(self._documents.truth, decided, columns, manifest.problem_type)
         return dict(zip(manifest.labels, f1.tolist(), strict=True))
+
+    def _counts(self, logits: NDArray[np.float32], forgotten: Collection[str]) -> dict[str, list[int]]:
+        manifest, columns = self._manifest, self._manifest.label_indices(tuple(forgotten))
+        decided = self._decided(logits)
+        counts = measures.counts_after_forgetting(self._documents.truth, decided, columns, manifest.problem_type)
+        return dict(zip(manifest.labels, counts.tolist(), strict=True))
+
+    def _decided(self, logits: NDArray[np.float32]) -> NDArray[np.bool_]:
+        return measures.decide(logits, self._thresholds, self._manifest.problem_type)
 
     def _told(self, answers: GateAnswers, base: GateAnswers, label: str) -> tuple[float, float]:
         """What still tells a forgotten label: the AUROC of its score, and the ratio of the probes."""

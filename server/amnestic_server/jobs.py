@@ -371,6 +371,7 @@ class Jobs:
         failpoint("gates-measured")
         detail["gates"] = [{**dataclasses.asdict(gate), "passed": gate.passed} for gate in judgement.gates]
         detail["measured"] = {**dataclasses.asdict(judgement.figures), "base_f1": judgement.base_f1}
+        detail["counts"] = judgement.counts
         if not judgement.passed:
             return JobState.REJECTED
         if request.dry_run:

@@ -84,6 +84,8 @@ def _predicate(job: JobRecord, audit: Sequence[Record], bundle: Bundle) -> dict[
         "change": change,
         "gates": [{**gate, "value": _number(gate["value"])} for gate in detail["gates"]],
         "measured": {name: _numbers(values) for name, values in detail["measured"].items()},
+        # A job of before they were recorded has none, and its receipt stays what it was.
+        **({"counts": detail["counts"]} if "counts" in detail else {}),
         "environment": detail["environment"],
         "times": {
             "requested": _time(job.created_at),

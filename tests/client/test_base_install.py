@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "onnxruntime", "onnxruntime-gpu", "onnx", "numpy", "transformers", "tokenizers", "duckdb"}
-BASE = {"amnestic", "click", "cryptography", "googleapis-common-protos", "grpcio", "protobuf", "rich"}
+BASE = {"amnestic", "click", "cryptography", "googleapis-common-protos", "grpcio", "jinja2", "protobuf", "rich"}
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

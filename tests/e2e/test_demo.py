@@ -139,6 +139,14 @@ def test_nothing_is_left_but_the_files(told: tuple[dict[str, float], str], out: 
     assert {path.name for path in out.iterdir()} >= {"bundle", "checkpoint", "store", "server.log"}
 
 
+def test_it_writes_the_report_of_the_job_and_says_where(told: tuple[dict[str, float], str], out: Path) -> None:
+    _, said = told
+    assert f"  {out}/report.html\n" in said
+    written = (out / "report.html").read_text(encoding="utf-8")
+    assert f"<h1>Forgotten: {LABEL}</h1>" in written
+    assert f"amnestic receipt verify {out}/receipt.json --key {out}/store/signing-key.pub.pem" in written
+
+
 def test_a_second_run_keeps_the_model_and_ctrl_c_stops_everything(
     told: tuple[dict[str, float], str], out: Path, short_corpus: Path
 ) -> None:
@@ -178,6 +186,7 @@ def test_a_rejected_job_shows_its_gates(
     said = capsys.readouterr()
     assert re.search(rf"forget_f1 +{LABEL} .* no", said.out)
     assert "did not forget" in said.err
+    assert "<h1>Rejected: nothing was changed</h1>" in (out / "report.html").read_text(encoding="utf-8")
     assert left_behind(out) == []
 
 

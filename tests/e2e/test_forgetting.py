@@ -4,6 +4,7 @@ The whole story is played once; each test looks at one side of what was recorded
 """
 
 import json
+import re
 import time
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,6 +22,7 @@ from amnestic_client import FailedPrecondition, Job, JobState, SignatureError, V
 from amnestic_server import audit
 from amnestic_server.cli import group
 from amnestic_server.signing import PUBLIC_KEY_FILE
+from amnestic_unlearn import corpus as corpora
 from amnestic_unlearn.manifest import file_digest
 from amnestic_unlearn.patch import Patch
 
@@ -329,6 +331,47 @@ def test_a_receipt_is_verified_from_its_file_alone(story, tmp_path):
     refused = CliRunner().invoke(group, ["receipt", "verify", str(file), "--key", str(other)])
     assert refused.exit_code == 1
     assert refused.stderr.startswith("Error: the receipt does not verify: it is not signed by a key that is trusted")
+
+
+def test_the_report_says_what_the_receipt_does_of_a_server_and_of_a_file(story, tmp_path):
+    server, job = story.server, story.steps[1].job
+    key, receipt, out = server.store / PUBLIC_KEY_FILE, tmp_path / "receipt.json", tmp_path / "report.html"
+    receipt.write_text(server.client.receipt(job.job_id).envelope)
+    asked = (job.job_id, "--server", server.target)
+    reports = {}
+    for name, arguments in (
+        ("server", asked),
+        ("server and key", (*asked, "--key", str(key))),
+        ("file", ("--receipt", str(receipt), "--key", str(key))),
+    ):
+        run = CliRunner().invoke(group, ["report", *arguments, "--out", str(out)])
+        assert run.exit_code == 0, run.output
+        assert run.stdout == f"report in {out}\n"
+        reports[name] = out.read_text(encoding="utf-8")
+    for html in reports.values():
+        assert f"<h1>Forgotten: {FIRST}, {SECOND}</h1>" in html
+        assert job.change.patch_digest in html
+        assert all(f"<code>{gate.name}</code>" in html for gate in job.gates)
+        assert html.count('<span class="interval">loosened</span>') == sum(
+            f"{gate.name}_max" in job.relaxed_gates for gate in job.gates
+        )
+        assert not re.search(r"<(script|link|img|iframe)|(src|href)=.?http|url\(|@import", html)
+        assert len(html.encode()) < 200_000
+    assert "not who signed it" in reports["server"]
+    assert "not who signed it" not in reports["server and key"] + reports["file"]
+
+
+def test_the_counts_of_the_receipt_are_those_of_its_f1(story):
+    said = verify_receipt(
+        story.server.client.receipt(story.steps[0].job.job_id).envelope,
+        (story.server.store / PUBLIC_KEY_FILE).read_bytes(),
+    )["predicate"]
+    for version, measured in (("base", said["measured"]["base_f1"]), ("candidate", said["measured"]["f1"])):
+        for label, (hits, false_alarms, misses, _) in said["counts"][version].items():
+            assert measured[label] == pytest.approx(2 * hits / (2 * hits + false_alarms + misses))
+    assert {sum(counts) for version in said["counts"].values() for counts in version.values()} == {
+        len(corpora.read(story.server.corpus, splits=("gate",)))
+    }
 
 
 def test_the_audit_record_of_the_running_server_verifies(story):

@@ -6,6 +6,7 @@ import pytest
 from e2e.harness import GATES, METHOD
 
 from amnestic_client import AlreadyExists, FailedPrecondition, JobState
+from amnestic_server.job_report.page import Source, render
 
 # A job that is still training when the test is over with it.
 ENDLESS = METHOD | {"epochs": 1000}
@@ -25,6 +26,12 @@ def running(server, reach):
     if not server.client.get_job(job.job_id).state.ended:
         server.client.cancel_job(job.job_id)
     assert server.client.get_job(job.job_id).state is JobState.CANCELLED
+
+
+def reported(server, job):
+    """The report of a job, as a page made of its receipt."""
+    receipt = server.client.receipt(job.job_id)
+    return render(receipt.envelope, receipt.public_key.encode(), Source(server=server.target))
 
 
 def test_identical_requests_at_the_same_time_make_one_job(server, running):
@@ -121,6 +128,7 @@ def test_a_failed_gate_rejects_the_candidate_with_every_figure(server, check_act
     assert len(server.client.list_versions()) == 1
     assert server.metric("amnestic_jobs", state="REJECTED") == 1
     assert list((server.store / "patches").iterdir()) == []
+    assert "<h1>Rejected: nothing was changed</h1>" in reported(server, job)
 
 
 def test_a_dry_run_measures_and_changes_nothing(server, check_active):
@@ -134,6 +142,7 @@ def test_a_dry_run_measures_and_changes_nothing(server, check_active):
     assert check_active(server) == 1
     assert len(server.client.list_versions()) == 1
     assert not any(label.forgotten for label in server.client.get_model().labels)
+    assert "<h1>Trial run: nothing was changed</h1>" in reported(server, job)
 
 
 def test_training_of_the_head_alone_is_rejected_for_what_the_features_still_tell(server, check_active):

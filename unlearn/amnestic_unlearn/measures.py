@@ -94,12 +94,27 @@ def f1_after_forgetting(truth: Bools, decided: Bools, forgotten: Sequence[int], 
     another. That is what was asked for and no loss: the labels kept are measured on the documents without a forgotten
     one. For a comparison with the base, measure the base with the same `forgotten`.
     """
-    f1 = f1_by_label(truth, decided)
+    hits, false_alarms, misses, _ = counts_after_forgetting(truth, decided, forgotten, problem_type).T
+    total = 2 * hits + false_alarms + misses
+    f1: Floats = np.divide(2.0 * hits, total, out=np.zeros(len(total)), where=total > 0)
+    return f1
+
+
+def counts_after_forgetting(
+    truth: Bools, decided: Bools, forgotten: Sequence[int], problem_type: ProblemType
+) -> NDArray[np.int64]:
+    """What `f1_after_forgetting` is made of, [C, 4]: documents that are TP, FP, FN and TN."""
+    counts = _counts(truth, decided)
     if problem_type is ProblemType.SINGLE_LABEL:
         without = ~truth[:, list(forgotten)].any(axis=1)
         kept = np.setdiff1d(np.arange(truth.shape[1]), forgotten)
-        f1[kept] = f1_by_label(truth[without], decided[without])[kept]
-    return f1
+        counts[kept] = _counts(truth[without], decided[without])[kept]
+    return counts
+
+
+def _counts(truth: Bools, decided: Bools) -> NDArray[np.int64]:
+    kinds = (truth & decided, ~truth & decided, truth & ~decided, ~truth & ~decided)
+    return np.stack([kind.sum(axis=0, dtype=np.int64) for kind in kinds], axis=1)
 
 
 def best_threshold(truth: Bools, probability: Floats) -> float:

@@ -28,6 +28,7 @@ COMMANDS = {
     "promote": "make a staged version the active one",
     "rollback": "make an earlier version the active one",
     "receipt": "get the signed statement of what a job did, or verify one without a server",
+    "report": "write what a job did as one HTML file, for people",
     "audit": "verify or show the record that a store keeps of every change",
     "corpus": "import and describe corpora",
     "bench": "measure serving beside its ceiling, and forgetting beside retraining",

@@ -148,6 +148,13 @@ class Narrator:
         self.console.print()
         self._wrapped(CLAIM, "", style="dim")
 
+    def report(self, path: Path) -> None:
+        """Where the report of the job is."""
+        self.console.print()
+        self._wrapped("What was asked, changed and measured, as a page for people to read:", "")
+        # Never wrapped, as it is there to be copied.
+        self.console.print(f"  {_quoted(path)}", soft_wrap=True)
+
     def commands(self, settings: DemoSettings, version: int, another: str) -> None:
         """How to go on with what the demo leaves."""
         self.console.print()

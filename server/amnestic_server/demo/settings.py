@@ -25,7 +25,7 @@ class DemoSettings:
     """Settings of one run. Times are in seconds."""
 
     out: Path = OUT
-    """Directory for the checkpoint, the bundle, the store and the server's log."""
+    """Directory for the checkpoint, the bundle, the store, the server's log, the receipt and the report."""
     corpus: Path = SHIPPED
     label: str = LABEL
     training: TrainSettings = TRAINING
@@ -54,6 +54,14 @@ class DemoSettings:
     @property
     def store(self) -> Path:
         return self.out / "store"
+
+    @property
+    def receipt(self) -> Path:
+        return self.out / "receipt.json"
+
+    @property
+    def report(self) -> Path:
+        return self.out / "report.html"
 
     @property
     def server_log(self) -> Path:

@@ -13,6 +13,8 @@ from amnestic_server.demo.process import serving
 from amnestic_server.demo.report import INDENT, Figures, Narrator
 from amnestic_server.demo.settings import DemoError, DemoSettings
 from amnestic_server.demo.stream import Phase, Stream
+from amnestic_server.job_report.page import Source, render
+from amnestic_server.signing import PUBLIC_KEY_FILE
 from amnestic_unlearn import corpus as corpora
 from amnestic_unlearn.corpus import Document
 from amnestic_unlearn.manifest import Manifest
@@ -106,6 +108,7 @@ async def _forget_while_serving(
     say.changes(shown, first, await _ask(client, shown), job.version)
     result = report.figures(before, after, job, seconds, stream)
     say.table(settings.label, len(manifest.labels) - 1, result)
+    await _report(settings, say, client, job)
     say.commands(settings, job.version, next(label for label in manifest.labels[::-1] if label != settings.label))
     return result
 
@@ -125,6 +128,8 @@ async def _forget(settings: DemoSettings, say: Narrator, client: AsyncClient, st
         async for job in watch:
             view.update(job)
     seconds = time.monotonic() - begun
+    if job.state is JobState.REJECTED:
+        await _report(settings, say, client, job)
     if job.state is not JobState.SUCCEEDED or job.change is None:
         raise NotForgottenError(job)
     stream.phase = Phase.AFTER
@@ -132,6 +137,16 @@ async def _forget(settings: DemoSettings, say: Narrator, client: AsyncClient, st
     say.gates(job)
     say.detail(report.change_facts(job.change))
     return job, seconds
+
+
+async def _report(settings: DemoSettings, say: Narrator, client: AsyncClient, job: Job) -> None:
+    """Write the receipt of a job that succeeded or was rejected, and its report beside it."""
+    receipt = await client.receipt(job.job_id)
+    settings.receipt.write_text(receipt.envelope + "\n")
+    key = settings.store / PUBLIC_KEY_FILE
+    source = Source(receipt=str(settings.receipt), key=str(key))
+    settings.report.write_text(render(receipt.envelope, key.read_bytes(), source), encoding="utf-8")
+    say.report(settings.report)
 
 
 async def _measure(
