@@ -27,12 +27,12 @@ def load_snapshots(bundle: Bundle, store: Store, engine: Engine) -> Snapshots:
     A damaged patch of a version that is not active makes that version unavailable; of the active one, StartError.
     """
     snapshots = Snapshots(base_snapshot(bundle, engine.device))
-    # A crash may have come between the record of it and this.
-    store.remove_withdrawn_patches()
+    # A crash may have come between the record of a version's end and this.
+    store.remove_unneeded_files()
     active = store.active_version()
     staged = []
     for record in store.versions():
-        if record.patch_digest is None or record.withdrawn:
+        if record.patch_digest is None or record.withdrawn or record.version == snapshots.base.version:
             continue
         try:
             patch = Patch.read(store.patch_path(record.patch_digest), record.patch_digest)
@@ -195,7 +195,7 @@ class Versions:
             raise PreconditionError("another version became active while the job ran; ask again")
         digest = await asyncio.to_thread(self._store.write_patch, gated.data)
         commit = self._store.stage_patch if staged else self._store.activate_patch
-        version = await asyncio.to_thread(commit, gated.job_id, gated.patch.forgotten, digest, gated.detail)
+        version = await asyncio.to_thread(commit, gated.job_id, gated.detail["forgotten"], digest, gated.detail)
         self._figures[version] = gated.figures
         self._snapshots.add(patched_snapshot(self._bundle, gated.patch, version, self._engine.device), staged=staged)
         return version
