@@ -18,7 +18,7 @@ from amnestic.dsse import SignatureError
 from amnestic.oip import open_inference_pb2_grpc
 from amnestic.v1 import prediction_pb2_grpc, unlearning_pb2_grpc
 from amnestic_server import bundle as bundles
-from amnestic_server import listening, logs, otel, trace
+from amnestic_server import listening, logs, otel, purge, trace
 from amnestic_server.access import Access
 from amnestic_server.admission import LabelCounts
 from amnestic_server.audit import AuditError
@@ -40,7 +40,7 @@ from amnestic_server.prediction import Predictor
 from amnestic_server.rpc import PredictionService, UnlearningService
 from amnestic_server.settings import Settings, available_cpus
 from amnestic_server.shadow import Shadow
-from amnestic_server.snapshot import BASE_VERSION, Snapshots
+from amnestic_server.snapshot import Snapshots
 from amnestic_server.staging import Staging
 from amnestic_server.status import LastMinute, StatusReport
 from amnestic_server.store import Store
@@ -71,7 +71,7 @@ async def serve(settings: Settings, *, as_json: bool = False) -> None:
         bundle = _load_bundle(settings)
         documents = _load_corpus(settings, bundle)
 
-        store = Store(settings.store, bundle.digest, settings.signing_key)
+        store = Store(settings.store, bundle.digest, settings.signing_key, purged=bundle.manifest.purged)
         stack.callback(store.close)
         _verify_audit(store, metrics)
         engine = Engine(
@@ -266,8 +266,9 @@ def _serve_metrics(settings: Settings, metrics: Metrics, stack: AsyncExitStack) 
 
 def _load_bundle(settings: Settings) -> Bundle:
     try:
+        purge.complete(settings.bundle)
         return bundles.load(settings.bundle)
-    except BundleError as error:
+    except (BundleError, OSError) as error:
         raise StartError(f"the bundle cannot be used: {error}") from error
 
 
@@ -311,7 +312,7 @@ def _evaluation(
     if not gate:
         return None, None
     gate_documents = GateDocuments.of(gate, bundle.manifest.labels, tokenizer)
-    evaluator = Evaluator(batcher, bundle.manifest, gate_documents, snapshots.get(BASE_VERSION))
+    evaluator = Evaluator(batcher, bundle.manifest, gate_documents, snapshots.base)
     counts = {
         split: Counter(label for document in documents if document.split == split for label in document.labels)
         for split in ("train", "gate")

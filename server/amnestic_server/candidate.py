@@ -75,7 +75,7 @@ class Judge:
 
     async def judge(self, candidate: Candidate, limits: GateLimits) -> Judgement:
         """Every gate, whether or not one before it failed."""
-        evaluator, forgotten = self._evaluator, candidate.patch.forgotten
+        evaluator, forgotten = self._evaluator, self._bundle.manifest.ordered(candidate.snapshot.forgotten)
         served = await evaluator.answers(candidate.snapshot)
         figures = await evaluator.figures(served, forgotten)
         # As of a version that has forgotten the same: a single-label base is measured on the same documents.

@@ -42,3 +42,9 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    """Make durable what a file holds."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

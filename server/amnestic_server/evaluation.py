@@ -54,7 +54,8 @@ class GateAnswers:
 @dataclass(frozen=True, slots=True)
 class Figures:
     """What was measured of a version, by label: F1 of every label at the frozen thresholds; of the forgotten ones, the
-    AUROC of the label's own score, two-sided, and what a fresh probe finds in the features as a share of the base's.
+    AUROC of the label's own score, two-sided, and what a fresh probe finds in the features as a share of the base's,
+    but for labels that the base has forgotten itself.
     """
 
     f1: dict[str, float] = field(default_factory=dict)
@@ -91,12 +92,11 @@ class Evaluator:
         """
         base, labels = await self.answers(self._base), list(forgotten)
         f1 = await asyncio.to_thread(self._f1, answers.logits, labels)
-        told = {label: await asyncio.to_thread(self._told, answers, base, label) for label in labels}
-        return Figures(
-            f1,
-            {label: auroc for label, (auroc, _) in told.items()},
-            {label: ratio for label, (_, ratio) in told.items()},
-        )
+        auroc = {label: await asyncio.to_thread(self._auroc, answers, label) for label in labels}
+        # What a probe finds is told as a share of what the base knows: nothing, of what was purged from it.
+        known = [label for label in labels if label not in self._base.forgotten]
+        ratio = {label: await asyncio.to_thread(self._probe_ratio, answers, base, label) for label in known}
+        return Figures(f1, auroc, ratio)
 
     async def base_f1(self, forgotten: Collection[str]) -> dict[str, float]:
         """F1 of the base by label, on the documents that a version is measured on which has forgotten these labels."""
@@ -138,10 +138,6 @@ class Evaluator:
 
     def _decided(self, logits: NDArray[np.float32]) -> NDArray[np.bool_]:
         return measures.decide(logits, self._thresholds, self._manifest.problem_type)
-
-    def _told(self, answers: GateAnswers, base: GateAnswers, label: str) -> tuple[float, float]:
-        """What still tells a forgotten label: the AUROC of its score, and the ratio of the probes."""
-        return self._auroc(answers, label), self._probe_ratio(answers, base, label)
 
     def _auroc(self, answers: GateAnswers, label: str) -> float:
         column = self._column(label)

@@ -30,21 +30,21 @@ class Gate:
 def forgetting(figures: Figures, chance: Mapping[str, float], limits: GateLimits) -> list[Gate]:
     """For each forgotten label: F1, AUROC of its score, and what a fresh probe still finds, in this order.
 
+    What was purged from the base has no such share of the base's: there it is kept as it is by the other two.
+
     F1 alone proves little: lowering the label's bias makes it 0 and leaves the score's order, so AUROC shows it; an
     edit of the head alone leaves the features, and the probe shows it.
 
     `chance` is what `measures.chance_excess` says of each label. Where it is more than the limit of the AUROC allows,
     it takes its place: a score that knows nothing would fail otherwise, more often than once in 20 times.
     """
-    return [
-        gate
-        for label, auroc in figures.forget_auroc.items()
-        for gate in (
-            Gate("forget_f1", figures.f1[label], limits.forget_f1_max, label),
-            Gate("forget_auroc", auroc, max(limits.forget_auroc_max, 0.5 + chance[label]), label),
-            Gate("probe_ratio", figures.probe_ratio[label], limits.probe_ratio_max, label),
-        )
-    ]
+    found = []
+    for label, auroc in figures.forget_auroc.items():
+        found.append(Gate("forget_f1", figures.f1[label], limits.forget_f1_max, label))
+        found.append(Gate("forget_auroc", auroc, max(limits.forget_auroc_max, 0.5 + chance[label]), label))
+        if label in figures.probe_ratio:
+            found.append(Gate("probe_ratio", figures.probe_ratio[label], limits.probe_ratio_max, label))
+    return found
 
 
 def retention(

@@ -41,6 +41,7 @@ from amnestic_server.staging import Staging
 from amnestic_server.store import Store
 from amnestic_server.versions import GatedPatch, Versions
 from amnestic_server.worker import WorkerError, run_worker
+from amnestic_unlearn.manifest import MANIFEST
 from amnestic_unlearn.patch import PatchError, digest_of
 from amnestic_unlearn.spec import GateLimits, JobSpec, Progress
 
@@ -164,7 +165,7 @@ class Jobs:
         job = await asyncio.to_thread(self._store.job, job_id)
         audit = await asyncio.to_thread(self._store.audit_of, job_id)
         key = self._store.key
-        return receipts.issue(job, audit, self._bundle, key), dsse.public_pem(key.public_key())
+        return receipts.issue(job, audit, key), dsse.public_pem(key.public_key())
 
     async def recent(self, limit: int) -> list[JobView]:
         """The newest first."""
@@ -351,13 +352,16 @@ class Jobs:
         view = await self.get(job_id)
         request = view.request
         set_out_from = self._versions.active
-        forgotten = tuple(label for label in self._bundle.manifest.labels if label in self._union(request))
-        detail["forgotten"] = forgotten
+        manifest = self._bundle.manifest
+        union = {*self._snapshots.active.forgotten, *request.labels}
+        detail["forgotten"] = manifest.ordered(union)
+        detail["bundle"] = {MANIFEST: self._bundle.digest, **manifest.files}
         detail["environment"] = self._engine.environment
         await asyncio.to_thread(self._store.start_job, job_id, detail)
         failpoint("job-begun")
         await self._show_counts()
-        candidate = await self._train(job_id, request, forgotten)
+        # What was purged from the bundle need not be forgotten again.
+        candidate = await self._train(job_id, request, manifest.ordered(union.difference(manifest.forgotten)))
         detail["change"] = {
             **candidate.report,
             "patch_digest": digest_of(candidate.data),
@@ -427,12 +431,9 @@ class Jobs:
             job_id,
             version,
             "staged" if view.request.stage else "active",
-            ", ".join(candidate.patch.forgotten),
+            ", ".join(detail["forgotten"]),
             ", ".join(view.relaxed_gates) or "none",
         )
-
-    def _union(self, request: UnlearnRequest) -> set[str]:
-        return {*self._snapshots.active.forgotten, *request.labels}
 
     async def _end(self, job_id: str, state: JobState, detail: dict[str, Any], error: str = "") -> None:
         log.info("job %s: %s %s", job_id, state.value, error)

@@ -15,7 +15,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from amnestic import dsse
 from amnestic_server.audit import Record
-from amnestic_server.bundle import Bundle
 from amnestic_server.errors import PreconditionError
 from amnestic_server.records import JobRecord, JobState
 
@@ -38,7 +37,7 @@ CLAIM = {
 _WITH_RECEIPT = (JobState.SUCCEEDED, JobState.REJECTED)
 
 
-def issue(job: JobRecord, audit: Sequence[Record], bundle: Bundle, key: Ed25519PrivateKey) -> str:
+def issue(job: JobRecord, audit: Sequence[Record], key: Ed25519PrivateKey) -> str:
     """The envelope for a job that SUCCEEDED or was REJECTED, as a line of JSON.
 
     `audit` are the job's records, oldest first. Raises PreconditionError for another job: nothing was measured then,
@@ -52,12 +51,12 @@ def issue(job: JobRecord, audit: Sequence[Record], bundle: Bundle, key: Ed25519P
         "_type": STATEMENT,
         "subject": [{"name": "patch", "digest": {"sha256": job.detail["change"]["patch_digest"]}}],
         "predicateType": dsse.RECEIPT,
-        "predicate": _predicate(job, audit, bundle),
+        "predicate": _predicate(job, audit),
     }
     return dsse.sign(dsse.IN_TOTO, json.dumps(statement, sort_keys=True, allow_nan=False).encode(), key)
 
 
-def _predicate(job: JobRecord, audit: Sequence[Record], bundle: Bundle) -> dict[str, Any]:
+def _predicate(job: JobRecord, audit: Sequence[Record]) -> dict[str, Any]:
     request, detail = job.request, job.detail
     change = dict(detail["change"])
     corpus = change.pop("corpus_digest")
@@ -78,7 +77,7 @@ def _predicate(job: JobRecord, audit: Sequence[Record], bundle: Bundle) -> dict[
         "forgotten": detail["forgotten"],
         "method": method,
         "inputs": {
-            "bundle": {"manifest.json": bundle.digest, **bundle.manifest.files},
+            "bundle": detail["bundle"],
             "corpus": corpus,
         },
         "change": change,

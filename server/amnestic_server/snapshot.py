@@ -20,6 +20,7 @@ from amnestic_server.errors import NotFoundError
 from amnestic_server.rollout import Shares, drawn, falls_on_candidate
 from amnestic_unlearn.patch import Patch
 
+# Of a bundle from which nothing was purged.
 BASE_VERSION = 1
 
 
@@ -42,8 +43,8 @@ class Snapshot:
 def base_snapshot(bundle: Bundle, device: torch.device) -> Snapshot:
     """The version that the bundle itself is."""
     return Snapshot(
-        version=BASE_VERSION,
-        forgotten=frozenset(),
+        version=bundle.manifest.purged.version if bundle.manifest.purged else BASE_VERSION,
+        forgotten=frozenset(bundle.manifest.forgotten),
         slots=None,
         rows=None,
         head_weight=bundle.head_weight.t().contiguous().to(device),
@@ -58,7 +59,7 @@ def patched_snapshot(bundle: Bundle, patch: Patch, version: int, device: torch.d
     slots[patch.row_ids.numpy()] = np.arange(len(patch.row_ids), dtype=np.int32)
     return Snapshot(
         version=version,
-        forgotten=frozenset(patch.forgotten),
+        forgotten=frozenset({*bundle.manifest.forgotten, *patch.forgotten}),
         slots=slots,
         rows=patch.rows.to(device),
         head_weight=patch.head_weight.t().contiguous().to(device),
@@ -123,6 +124,7 @@ class Snapshots:
     """
 
     def __init__(self, base: Snapshot) -> None:
+        self.base = base
         self._versions = {base.version: base}
         self._active = base
         self._staged: set[int] = set()

@@ -17,7 +17,7 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -30,6 +30,7 @@ from amnestic_server.failpoints import failpoint
 from amnestic_server.records import JobRecord, JobState, VersionRecord
 from amnestic_server.rollout import RolloutRecord, Shares
 from amnestic_server.snapshot import BASE_VERSION
+from amnestic_unlearn.manifest import Purged
 from amnestic_unlearn.patch import digest_of
 
 log = logging.getLogger(__name__)
@@ -75,9 +76,12 @@ SCHEMA_VERSION = 2
 class Store:
     """Opens and owns the store. Methods may be called from any thread; each is one transaction."""
 
-    def __init__(self, folder: Path, bundle_digest: str, signing_key: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, bundle_digest: str, signing_key: Path | None = None, *, purged: Purged | None = None
+    ) -> None:
         """Raise StartError if the store is in use, corrupt, or belongs to another bundle.
 
+        `purged` says what the bundle was before: the store of that one becomes the store of this one.
         `signing_key` signs what the audit record comes to; the store has a key of its own unless it is given.
         """
         self._folder = folder
@@ -96,7 +100,7 @@ class Store:
             self.key = signing.load_key(signing_key, folder)
             self._heads = audit.Heads(folder, self.key)
             durable.sync_folder(folder)
-            self._bind_to(bundle_digest)
+            self._bind_to(bundle_digest, purged)
             self._note_key()
         except (OSError, sqlite3.Error, StoreError) as error:
             raise StartError(f"the store cannot be opened: {type(error).__name__}") from error
@@ -279,14 +283,11 @@ class Store:
         """
         with self._transaction() as db:
             rows = db.execute(
-                "SELECT patch_digest FROM versions WHERE version IN (SELECT version FROM withdrawn)"
+                "SELECT patch_digest FROM versions WHERE patch_digest IS NOT NULL"
+                " AND version IN (SELECT version FROM withdrawn)"
                 " EXCEPT SELECT patch_digest FROM versions WHERE version NOT IN (SELECT version FROM withdrawn)"
             ).fetchall()
-        for row in rows:
-            try:
-                self.patch_path(row["patch_digest"]).unlink(missing_ok=True)
-            except OSError as error:
-                log.error("the patch of a withdrawn version could not be removed: %s", type(error).__name__)
+        _remove(self.patch_path(row["patch_digest"]) for row in rows)
 
     def rollout(self) -> RolloutRecord | None:
         """The staged version that takes part in the traffic, if one does."""
@@ -335,23 +336,51 @@ class Store:
         # All at once: half of the tables, without their version, would be taken for those of another Amnestic.
         self._db.executescript(f"BEGIN;{SCHEMA}{audit.TABLE}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
 
-    def _bind_to(self, bundle_digest: str) -> None:
+    def _bind_to(self, bundle_digest: str, purged: Purged | None) -> None:
         with self._transaction() as db:
             row = db.execute("SELECT value FROM state WHERE name = 'bundle_digest'").fetchone()
             if row is None:
                 if any(self._patches.glob("*.safetensors")):
                     # Taken for a new store, it would serve the base: all that was forgotten would be back.
                     raise StartError("the store has patches but no record of them: its database was lost")
+                base = purged.version if purged else BASE_VERSION
                 db.executemany(
                     "INSERT INTO state (name, value) VALUES (?, ?)",
-                    [("bundle_digest", bundle_digest), ("active_version", str(BASE_VERSION))],
+                    [("bundle_digest", bundle_digest), ("active_version", str(base))],
                 )
                 db.execute(
-                    "INSERT INTO versions (version, forgotten, created_at) VALUES (?, '[]', ?)",
-                    (BASE_VERSION, time.time()),
+                    "INSERT INTO versions (version, forgotten, created_at) VALUES (?, ?, ?)",
+                    (base, _json(purged.forgotten if purged else ()), time.time()),
                 )
+            elif purged and row["value"] == purged.before:
+                _take_over(db, bundle_digest, purged)
             elif row["value"] != bundle_digest:
                 raise StartError("the store belongs to another bundle: give each bundle a store of its own")
+
+    def request_purge(self, version: int, reason: str) -> None:
+        """Record that all but this version are about to be purged, and why."""
+        with self._transaction() as db:
+            audit.append(db, "purge requested", None, version, {"reason": reason})
+
+    def purge(self, bundle_digest: str, purged: Purged) -> None:
+        """Belong to what the bundle became, of whose versions one alone is left: the bundle itself."""
+        with self._transaction() as db:
+            _take_over(db, bundle_digest, purged)
+
+    def remove_unneeded_patches(self) -> bool:
+        """Delete the patches that no version needs, not while jobs run; false if one could not be deleted now.
+
+        Raises StoreError.
+        """
+        with self._transaction() as db:
+            base = db.execute("SELECT value FROM state WHERE name = 'base_version'").fetchone()
+            rows = db.execute(
+                "SELECT patch_digest FROM versions WHERE patch_digest IS NOT NULL AND version != ?"
+                " AND version NOT IN (SELECT version FROM withdrawn)",
+                (0 if base is None else int(base["value"]),),
+            ).fetchall()
+        needed = {self.patch_path(row["patch_digest"]) for row in rows}
+        return _remove(path for path in self._patches.iterdir() if path not in needed)
 
     def _note_key(self) -> None:
         """Record which key signs from here on, where it is another than before."""
@@ -389,6 +418,31 @@ def _failed(error: BaseException) -> StoreError:
     cause = errno.errorcode.get(error.errno or 0) if isinstance(error, OSError) else None
     log.error("the store failed: %s", cause or getattr(error, "sqlite_errorname", type(error).__name__))
     return StoreError()
+
+
+def _remove(patches: Iterable[Path]) -> bool:
+    """Delete files, as far as that is possible; false if one is left."""
+    all_gone = True
+    for path in patches:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            log.error("a patch that no version needs could not be removed: %s", type(error).__name__)
+            all_gone = False
+    return all_gone
+
+
+def _take_over(db: sqlite3.Connection, bundle_digest: str, purged: Purged) -> None:
+    if _one(db, "SELECT value FROM state WHERE name = 'active_version'")["value"] != str(purged.version):
+        raise StartError("another version is active than the one that was made the bundle")
+    db.execute("UPDATE state SET value = ? WHERE name = 'bundle_digest'", (bundle_digest,))
+    db.execute("INSERT OR REPLACE INTO state (name, value) VALUES ('base_version', ?)", (str(purged.version),))
+    _activate(db, purged.version)
+    others = "SELECT version FROM versions WHERE version != ? AND version NOT IN (SELECT version FROM withdrawn)"
+    gone = [row["version"] for row in db.execute(others, (purged.version,)).fetchall()]
+    db.executemany("INSERT INTO withdrawn (version, at) VALUES (?, ?)", [(version, time.time()) for version in gone])
+    detail = {"bundle": bundle_digest, "before": purged.before, "gone": gone}
+    audit.append(db, "purged", None, purged.version, detail)
 
 
 def _lock(path: Path) -> IO[bytes]:

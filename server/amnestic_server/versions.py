@@ -28,12 +28,12 @@ def load_snapshots(bundle: Bundle, store: Store, engine: Engine) -> Snapshots:
     A damaged patch of a version that is not active makes that version unavailable; of the active one, StartError.
     """
     snapshots = Snapshots(base_snapshot(bundle, engine.device))
-    # A crash may have come between the record of it and this.
-    store.remove_withdrawn_patches()
+    # A crash may have come between the record of a version's end and this.
+    store.remove_unneeded_patches()
     active = store.active_version()
     staged = []
     for record in store.versions():
-        if record.patch_digest is None or record.withdrawn:
+        if record.patch_digest is None or record.withdrawn or record.version == snapshots.base.version:
             continue
         try:
             patch = Patch.read(store.patch_path(record.patch_digest), record.patch_digest)
@@ -208,7 +208,7 @@ class Versions:
         snapshot = patched_snapshot(self._bundle, gated.patch, 0, self._engine.device)
         digest = await asyncio.to_thread(self._store.write_patch, gated.data)
         commit = self._store.stage_patch if staged else self._store.activate_patch
-        version = await asyncio.to_thread(commit, gated.job_id, gated.patch.forgotten, digest, gated.detail)
+        version = await asyncio.to_thread(commit, gated.job_id, gated.detail["forgotten"], digest, gated.detail)
         failpoint("version-committed")
         self._figures[version] = gated.figures
         self._snapshots.add(replace(snapshot, version=version), staged=staged)

@@ -7,6 +7,7 @@ it before it is used.
 import dataclasses
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -66,6 +67,18 @@ class Precision(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Purged:
+    """That a bundle is what another became when the labels that a version of it had forgotten were purged from it.
+
+    `version` is that version, whose number the bundle itself now has, and `before` the digest of the manifest before.
+    """
+
+    version: int
+    forgotten: tuple[str, ...]
+    before: str
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """What a bundle is. Sizes are in elements; `thresholds` are probabilities, one a label, none if single-label.
 
@@ -108,9 +121,15 @@ class Manifest:
     window_overlap: int = 0
     max_windows: int = 1
     pooling: Pooling = Pooling.MAX
+    purged: Purged | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "embedding_size", self.embedding_size or self.hidden_size)
+
+    @property
+    def forgotten(self) -> tuple[str, ...]:
+        """Labels that the bundle itself has forgotten."""
+        return self.purged.forgotten if self.purged else ()
 
     @property
     def reading(self) -> Reading:
@@ -147,6 +166,8 @@ class Manifest:
         try:
             for name in ("labels", "thresholds", "special_token_ids"):
                 fields[name] = tuple(fields[name])
+            if fields.get("purged") is not None:
+                fields["purged"] = Purged(**{**fields["purged"], "forgotten": tuple(fields["purged"]["forgotten"])})
             manifest = cls(**fields)
         except (KeyError, TypeError) as error:
             raise BundleError(f"{MANIFEST} lacks a field or has one too many") from error
@@ -161,12 +182,18 @@ class Manifest:
             raise BundleError(f"{MANIFEST} has not one threshold a label")
         if not isinstance(self.files, dict) or not all(isinstance(digest, str) for digest in self.files.values()):
             raise BundleError(f"{MANIFEST} lists no files by their digests")
+        if not set(self.forgotten) < set(self.labels):
+            raise BundleError(f"{MANIFEST} has forgotten labels that the model does not have, or all of them")
         if self.architecture not in ARCHITECTURES:
             raise BundleError(f"{MANIFEST} names an unknown architecture")
         try:
             _ = self.reading
         except (ValueError, TypeError) as error:
             raise BundleError(f"{MANIFEST} has windows that don't fit its model") from error
+
+    def ordered(self, labels: Collection[str]) -> tuple[str, ...]:
+        """Some of the model's labels in the model's order."""
+        return tuple(label for label in self.labels if label in labels)
 
     def label_indices(self, labels: tuple[str, ...]) -> list[int]:
         """Positions of labels in the model's order; raises KeyError for one that it does not have."""

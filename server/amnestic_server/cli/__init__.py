@@ -27,6 +27,7 @@ COMMANDS = {
     "rollout": "show or set a staged version's part in the traffic",
     "promote": "make a staged version the active one",
     "rollback": "make an earlier version the active one",
+    "purge": "make what the active version has forgotten the bundle itself, for good",
     "receipt": "get the signed statement of what a job did, or verify one without a server",
     "report": "write what a job did as one HTML file, for people",
     "audit": "verify or show the record that a store keeps of every change",
