@@ -140,7 +140,7 @@ class Disk:
                 file.change(offset, call.data)
             case "ftruncate":
                 self.names[call.path].change(call.offset or 0, None)
-            case "sync" if call.path in self.names:
+            case "sync" if call.path in self.names and call.path not in self.folders:
                 self.names[call.path].sync()
             case "sync":
                 for name, file in self.pending.pop(call.path, []):
