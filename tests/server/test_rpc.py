@@ -36,7 +36,7 @@ class Predictor:
         self.entered = asyncio.Event()
         self.error: Exception | None = None
 
-    async def predict(self, texts: Any, pin: Pin, seconds_left: float | None) -> list[Any]:
+    async def predict(self, texts: Any, pin: Pin, seconds_left: float | None, client: str) -> list[Any]:
         self.seconds_left = seconds_left
         self.entered.set()
         await self.may_go_on.wait()

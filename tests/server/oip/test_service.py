@@ -38,7 +38,7 @@ class Predictor:
         self.seconds_left: float | None = None
         self.error: Exception = errors.QueueFullError()
 
-    async def predict(self, texts: Any, pin: Pin, seconds_left: float | None) -> list[DocumentScores]:
+    async def predict(self, texts: Any, pin: Pin, seconds_left: float | None, client: str) -> list[DocumentScores]:
         if self.draining.is_set():
             raise errors.DrainingError
         self.seconds_left = seconds_left
