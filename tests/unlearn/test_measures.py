@@ -15,6 +15,7 @@ from amnestic_unlearn.measures import (
     best_f1,
     best_threshold,
     chance_excess,
+    counts_after_forgetting,
     decide,
     f1_after_forgetting,
     f1_by_label,
@@ -94,6 +95,8 @@ def test_labels_kept_by_a_single_label_version_are_measured_without_the_document
     assert f1_by_label(truth, decided) == pytest.approx([0.0, 0.4, 0.8])
     assert f1_after_forgetting(truth, decided, [0], SINGLE) == pytest.approx([0.0, 2 / 3, 0.8])
     assert f1_after_forgetting(truth, decided, [0, 2], SINGLE) == pytest.approx([0.0, 2 / 3, 0.8])
+    assert counts_after_forgetting(truth, decided, [0], SINGLE).tolist() == [[0, 0, 2, 4], [1, 0, 1, 2], [2, 1, 0, 1]]
+    assert counts_after_forgetting(truth, decided, [0], MULTI).tolist() == [[0, 0, 2, 4], [1, 2, 1, 2], [2, 1, 0, 3]]
     for forgotten, kind in (([0], MULTI), ([], SINGLE)):
         assert f1_after_forgetting(truth, decided, forgotten, kind).tolist() == f1_by_label(truth, decided).tolist()
 
