@@ -27,13 +27,15 @@ FILES = (EMBEDDINGS, HEAD, MANIFEST)
 def purge(folder: Path, store_folder: Path, reason: str, signing_key: Path | None = None) -> Purged:
     """Purge a bundle and its store, whose server must not run, of all but the active version.
 
-    Raises StartError, BundleError or StoreError; OSError where a file could not be written. What was begun
-    is finished by the next start of the server, or by another purge.
+    Raises StartError, BundleError or StoreError, and OSError where a file could not be written. What was begun is
+    finished by the next start of the server, or by another purge.
     """
     complete(folder)
     bundle = bundles.load(folder)
     store = Store(store_folder, bundle.digest, signing_key, purged=bundle.manifest.purged)
     try:
+        # Of a purge that did not come so far.
+        store.remove_unneeded_patches()
         record = next(record for record in store.versions() if record.version == store.active_version())
         if set(record.forgotten) == set(bundle.manifest.forgotten) or record.patch_digest is None:
             raise StartError("the active version has forgotten nothing that the bundle knows")
@@ -48,9 +50,7 @@ def purge(folder: Path, store_folder: Path, reason: str, signing_key: Path | Non
         complete(folder)
         store.purge(file_digest(folder / MANIFEST), purged)
         if not store.remove_unneeded_patches():
-            raise StartError(
-                "the bundle is purged, but patches could not be deleted: make the store writable, try again"
-            )
+            raise StartError("the bundle is purged, but patches could not be deleted: the log says why")
     finally:
         store.close()
     return purged
