@@ -189,7 +189,7 @@ def _request(said: Mapping[str, Any]) -> list[tuple[str, str]]:
     if (person := _requested_by(said)) is not None:
         facts.append(("Requested by", person))
     facts += [
-        ("Caller known to the server", request["by"] or "not known: access was not controlled"),
+        ("Caller known to the server", request["by"] or "none named"),
         ("Reason given", request["reason"] or "none"),
         ("Asked", moment(times["requested"])),
         ("Ended", moment(times["ended"])),
