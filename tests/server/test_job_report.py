@@ -220,13 +220,11 @@ def test_a_receipt_of_before_the_counts_has_a_report_without_intervals() -> None
     assert "endocrine (forgotten) 0.900 0.000 -0.900" in text
 
 
-@pytest.mark.parametrize("place", ["audit", "requested"])
-def test_the_person_whom_the_audit_record_names_is_told(place: str) -> None:
-    assert "Requested by" not in Page(report(statement())).text
+def test_who_asked_is_told() -> None:
+    assert "Asked by somebody whom the server does not know by name" in Page(report(statement())).text
     stated = copy.deepcopy(statement())
-    audit = stated["predicate"]["audit"]
-    (audit if place == "audit" else audit["requested"])["requested_by"] = "Dr. Müller"
-    assert "Requested by Dr. Müller" in Page(report(stated)).text
+    stated["predicate"]["request"]["by"] = "certificate:Dr. Müller"
+    assert "Asked by certificate:Dr. Müller" in Page(report(stated)).text
 
 
 def test_a_key_that_came_with_the_receipt_proves_less_and_the_report_says_so() -> None:

@@ -185,11 +185,9 @@ def _verdict(said: Mapping[str, Any]) -> Verdict:
 
 def _request(said: Mapping[str, Any]) -> list[tuple[str, str]]:
     request, times = said["request"], said["times"]
-    facts = [("Asked to forget", listed(request["labels"]))]
-    if (person := _requested_by(said)) is not None:
-        facts.append(("Requested by", person))
-    facts += [
-        ("Caller known to the server", request["by"] or "none named"),
+    return [
+        ("Asked to forget", listed(request["labels"])),
+        ("Asked by", request["by"] or "somebody whom the server does not know by name"),
         ("Reason given", request["reason"] or "none"),
         ("Asked", moment(times["requested"])),
         ("Ended", moment(times["ended"])),
@@ -197,20 +195,12 @@ def _request(said: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Limits loosened", listed(request["relaxed_gates"])),
         ("Job", said["job"]["id"]),
     ]
-    return facts
 
 
 def _activation(request: Mapping[str, Any]) -> str:
     return (
         "to be staged, and made active by a person" if request["stage"] else "to be made active once every check passes"
     )
-
-
-def _requested_by(said: Mapping[str, Any]) -> str | None:
-    """The person whom the audit record names, if it names one."""
-    audit = said["audit"]
-    found = audit.get("requested_by") or audit["requested"].get("requested_by")
-    return None if not found else str(found)
 
 
 def _labels(said: Mapping[str, Any]) -> list[Label]:
