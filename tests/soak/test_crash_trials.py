@@ -21,12 +21,13 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(0)]
 def test_no_kill_leaves_anything_but_a_whole_version_and_a_job_that_goes_on(start_crashing):
     draw = random.Random(3)
     crashing = start_crashing("--log-level", "error", labels=("alpha", "beta", "gamma"))
-    trials, failures = Counter[str](), list[str]()
+    trials, named, failures = Counter[str](), Counter[str](), list[str]()
     started = time.monotonic()
     while trials.total() < TRIALS:
-        place = PLACES[trials.total() % len(PLACES)]
         at_random = draw.random() < RANDOM_SHARE
+        place = PLACES[named.total() % len(PLACES)]
         name = RANDOM if at_random else place
+        named[place] += not at_random
         trials[name] += 1
         try:
             crashing.random_trial(draw.uniform(0, LONGEST)) if at_random else crashing.trial(place)
