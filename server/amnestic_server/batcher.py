@@ -186,18 +186,24 @@ class Batcher:
         most, theirs = max(self._open_documents.items(), key=itemgetter(1), default=("", 0))
         if theirs - excess < self._open_documents[client] + documents:
             raise QueueFullError(self._retry_after())
-        for call in reversed(list(self._open_calls)):
+        newest = []
+        for call, count in reversed(self._open_calls.items()):
             if excess > 0 and call.client == most and not call.background:
-                excess -= self._close(call)
-                call.fail(QueueFullError(self._retry_after()))
+                newest.append(call)
+                excess -= count
+                theirs -= count
+        if theirs < self._open_documents[client] + documents:
+            raise QueueFullError(self._retry_after())
+        for call in newest:
+            self._close(call)
+            call.fail(QueueFullError(self._retry_after()))
 
-    def _close(self, call: Call) -> int:
-        """Strike a call off, if it is not yet; returns its documents."""
+    def _close(self, call: Call) -> None:
+        """Strike a call off, if it is not yet."""
         documents = self._open_calls.pop(call, 0)
         self._open_documents[call.client] -= documents
         if self._open_documents[call.client] <= 0:
             del self._open_documents[call.client]
-        return documents
 
     def _open(self, snapshot: Snapshot, deadline: float, documents: int, client: str = "") -> Call:
         if self.lost.is_set():

@@ -7,7 +7,7 @@ row is padded by more than a set share: on a CPU padding costs what text costs.
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import Generic, Protocol, TypeVar
 
 from amnestic_server.errors import QueueFullError
@@ -24,6 +24,11 @@ class QueueRow(Protocol):
     @property
     def client(self) -> str:
         """Whom it is charged to."""
+        ...
+
+    @property
+    def call(self) -> Hashable:
+        """What it is answered with, together or not at all."""
         ...
 
     def expired(self, now: float) -> bool:
@@ -61,8 +66,8 @@ class RowQueue(Generic[R]):
         """Add one client's rows, all or none; raises QueueFullError if their tokens don't fit.
 
         In a full queue they fit at the expense of the client that has most, if it is left with no less than they make:
-        its newest rows are removed and returned. Rows always fit in an empty queue: a bound below one call's size must
-        not make that call impossible.
+        the rows of its newest calls are removed and returned. Rows always fit in an empty queue: a bound below one
+        call's size must not make that call impossible.
         """
         client, tokens = rows[0].client, sum(row.length for row in rows)
         removed = self._make_room(client, tokens) if self._rows else []
@@ -115,11 +120,16 @@ class RowQueue(Generic[R]):
         most, theirs = self._tokens.most_common(1)[0]
         if theirs - excess < self._tokens[client] + tokens:
             raise QueueFullError
-        removed = []
+        removed: list[R] = []
+        calls: set[Hashable] = set()
         for row in reversed(self._rows):
-            if excess > 0 and row.client == most:
+            if row.client == most and (excess > 0 or row.call in calls):
                 removed.append(row)
+                calls.add(row.call)
                 excess -= row.length
+                theirs -= row.length
+        if theirs < self._tokens[client] + tokens:
+            raise QueueFullError
         self._remove(removed)
         return removed
 

@@ -535,3 +535,27 @@ async def test_a_queue_full_of_tokens_makes_room_for_a_client_that_has_less() ->
         engine.gate.set()
         assert await other == [value("xyz")]
         await asyncio.gather(held, *flood[:2])
+
+
+async def test_a_large_call_is_not_refused_for_a_small_one() -> None:
+    engine = ScriptedEngine()
+    async with running(engine, max_requests=4, max_queue_tokens=1000) as batcher:
+        engine.gate.clear()
+        large = submit(batcher, *["abc"] * 4, client="one")
+        await until(lambda: engine.batches)
+        with pytest.raises(QueueFullError):
+            await submit(batcher, "xyz", client="other")
+        engine.gate.set()
+        assert await large == [value("abc")] * 4
+
+
+async def test_nor_in_a_queue_full_of_its_tokens() -> None:
+    engine = ScriptedEngine()
+    async with running(engine, max_queue_tokens=90, max_batch_tokens=1000) as batcher:
+        held = await hold(engine, batcher)
+        large = submit(batcher, *["a" * 30] * 3, client="one")
+        await until(lambda: batcher.queue_rows == 3)
+        with pytest.raises(QueueFullError):
+            await submit(batcher, "xyz", client="other")
+        engine.gate.set()
+        await asyncio.gather(held, large)
