@@ -48,7 +48,8 @@ class RowQueue(Generic[R]):
         self._max_padding = max_padding
         self._rows: deque[R] = deque()
         # By client, in the order of their turns; only of those with rows.
-        self._tokens: Counter[str] = Counter()
+        self._tokens_of: Counter[str] = Counter()
+        self._tokens = 0
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -56,7 +57,7 @@ class RowQueue(Generic[R]):
     @property
     def tokens(self) -> int:
         """Tokens waiting, without padding."""
-        return self._tokens.total()
+        return self._tokens
 
     def fills_batches(self, count: int) -> bool:
         """True if the waiting rows would fill so many batches, so that more would make none of them better."""
@@ -72,7 +73,8 @@ class RowQueue(Generic[R]):
         client, tokens = rows[0].client, sum(row.length for row in rows)
         removed = self._make_room(client, tokens) if self._rows else []
         self._rows.extend(rows)
-        self._tokens[client] += tokens
+        self._tokens_of[client] += tokens
+        self._tokens += tokens
         return removed
 
     def take(self, now: float) -> tuple[list[R], list[R]]:
@@ -91,8 +93,8 @@ class RowQueue(Generic[R]):
 
     def _around_oldest(self) -> list[R]:
         """A batch for the client whose turn it is; the next one's is after it."""
-        client = next(iter(self._tokens))
-        self._tokens[client] = self._tokens.pop(client)
+        client = next(iter(self._tokens_of))
+        self._tokens_of[client] = self._tokens_of.pop(client)
         oldest = next(row for row in self._rows if row.client == client)
         # sorted() is stable: of rows of one length the older come first.
         by_length = sorted(self._rows, key=lambda row: row.length)
@@ -117,8 +119,8 @@ class RowQueue(Generic[R]):
         excess = self.tokens + tokens - self._max_tokens
         if excess <= 0:
             return []
-        most, theirs = self._tokens.most_common(1)[0]
-        if theirs - excess < self._tokens[client] + tokens:
+        most, theirs = self._tokens_of.most_common(1)[0]
+        if theirs - excess < self._tokens_of[client] + tokens:
             raise QueueFullError
         removed: list[R] = []
         calls: set[Hashable] = set()
@@ -128,7 +130,7 @@ class RowQueue(Generic[R]):
                 calls.add(row.call)
                 excess -= row.length
                 theirs -= row.length
-        if theirs < self._tokens[client] + tokens:
+        if theirs < self._tokens_of[client] + tokens:
             raise QueueFullError
         self._remove(removed)
         return removed
@@ -137,6 +139,7 @@ class RowQueue(Generic[R]):
         gone = {id(row) for row in rows}
         for row in self._rows:
             if id(row) in gone:
-                self._tokens[row.client] -= row.length
-        self._tokens = +self._tokens
+                self._tokens_of[row.client] -= row.length
+                self._tokens -= row.length
+        self._tokens_of = +self._tokens_of
         self._rows = deque(row for row in self._rows if id(row) not in gone)

@@ -346,11 +346,11 @@ async def test_the_engines_speed_is_learnt_from_its_batches() -> None:
         await asyncio.sleep(0.1)
         engine.gate.set()
         await held
-        batcher._open_documents["flood"] = 10
+        batcher._open_documents = 10
         assert 0.5 * 10 * 0.1 <= batcher._retry_after() < 2
-        batcher._open_documents["flood"] = 10**9
+        batcher._open_documents = 10**9
         assert batcher._retry_after() == LONGEST_RETRY_SECONDS
-        batcher._open_documents.clear()
+        batcher._open_documents = 0
 
 
 async def test_background_rows_run_after_waiting_traffic() -> None:
