@@ -88,7 +88,9 @@ class Batcher:
         self.lost = asyncio.Event()
         # With the documents that each is admitted with, in order of arrival.
         self._open_calls: dict[Call, int] = {}
-        self._open_documents: Counter[str] = Counter()
+        self._documents_of: Counter[str] = Counter()
+        # Read by other threads too.
+        self._open_documents = 0
         self._seconds_a_row = 0.0
         self._last_ended = 0.0
         self._rows_a_document = 1.0
@@ -104,7 +106,7 @@ class Batcher:
     @property
     def open_documents(self) -> int:
         """Documents admitted and not yet answered."""
-        return self._open_documents.total()
+        return self._open_documents
 
     @property
     def queue_tokens(self) -> int:
@@ -180,24 +182,31 @@ class Batcher:
 
     def _make_room(self, client: str, documents: int) -> None:
         """Raise QueueFullError unless the documents fit, if need be by refusing what another client has too much."""
-        excess = self.open_documents + documents - self._max_requests
+        excess = self._open_documents + documents - self._max_requests
         if excess <= 0:
             return
-        most, theirs = max(self._open_documents.items(), key=itemgetter(1), default=("", 0))
-        if theirs - excess < self._open_documents[client] + documents:
+        most, theirs = max(self._documents_of.items(), key=itemgetter(1), default=("", 0))
+        if theirs - excess < self._documents_of[client] + documents:
             raise QueueFullError(self._retry_after())
-        for call in reversed(list(self._open_calls)):
+        newest = []
+        for call, count in reversed(self._open_calls.items()):
             if excess > 0 and call.client == most and not call.background:
-                excess -= self._close(call)
-                call.fail(QueueFullError(self._retry_after()))
+                newest.append(call)
+                excess -= count
+                theirs -= count
+        if theirs < self._documents_of[client] + documents:
+            raise QueueFullError(self._retry_after())
+        for call in newest:
+            self._close(call)
+            call.fail(QueueFullError(self._retry_after()))
 
-    def _close(self, call: Call) -> int:
-        """Strike a call off, if it is not yet; returns its documents."""
+    def _close(self, call: Call) -> None:
+        """Strike a call off, if it is not yet."""
         documents = self._open_calls.pop(call, 0)
-        self._open_documents[call.client] -= documents
-        if self._open_documents[call.client] <= 0:
-            del self._open_documents[call.client]
-        return documents
+        self._open_documents -= documents
+        self._documents_of[call.client] -= documents
+        if not self._documents_of[call.client]:
+            del self._documents_of[call.client]
 
     def _open(self, snapshot: Snapshot, deadline: float, documents: int, client: str = "") -> Call:
         if self.lost.is_set():
@@ -211,7 +220,8 @@ class Batcher:
             client=client,
         )
         self._open_calls[call] = documents
-        self._open_documents[client] += documents
+        self._open_documents += documents
+        self._documents_of[client] += documents
         return call
 
     def _retry_after(self) -> float:
@@ -219,7 +229,7 @@ class Batcher:
 
         Drawn, so that callers refused together don't come back together.
         """
-        drained = self.open_documents * self._rows_a_document * self._seconds_a_row
+        drained = self._open_documents * self._rows_a_document * self._seconds_a_row
         drawn = drained * random.uniform(0.5, 1.0)  # noqa: S311  no secret
         return min(max(drawn, SHORTEST_RETRY_SECONDS), LONGEST_RETRY_SECONDS)
 
@@ -381,7 +391,7 @@ class Batcher:
 
     def _tell_of_loss(self) -> None:
         if not self.lost.is_set():
-            log.critical("the engine is lost: %d documents are not answered", self.open_documents)
+            log.critical("the engine is lost: %d documents are not answered", self._open_documents)
         self.lost.set()
         self.fail_open_calls(EngineLostError)
 

@@ -7,7 +7,7 @@ row is padded by more than a set share: on a CPU padding costs what text costs.
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import Generic, Protocol, TypeVar
 
 from amnestic_server.errors import QueueFullError
@@ -24,6 +24,11 @@ class QueueRow(Protocol):
     @property
     def client(self) -> str:
         """Whom it is charged to."""
+        ...
+
+    @property
+    def call(self) -> Hashable:
+        """What it is answered with, together or not at all."""
         ...
 
     def expired(self, now: float) -> bool:
@@ -43,7 +48,8 @@ class RowQueue(Generic[R]):
         self._max_padding = max_padding
         self._rows: deque[R] = deque()
         # By client, in the order of their turns; only of those with rows.
-        self._tokens: Counter[str] = Counter()
+        self._tokens_of: Counter[str] = Counter()
+        self._tokens = 0
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -51,7 +57,7 @@ class RowQueue(Generic[R]):
     @property
     def tokens(self) -> int:
         """Tokens waiting, without padding."""
-        return self._tokens.total()
+        return self._tokens
 
     def fills_batches(self, count: int) -> bool:
         """True if the waiting rows would fill so many batches, so that more would make none of them better."""
@@ -61,13 +67,14 @@ class RowQueue(Generic[R]):
         """Add one client's rows, all or none; raises QueueFullError if their tokens don't fit.
 
         In a full queue they fit at the expense of the client that has most, if it is left with no less than they make:
-        its newest rows are removed and returned. Rows always fit in an empty queue: a bound below one call's size must
-        not make that call impossible.
+        the rows of its newest calls are removed and returned. Rows always fit in an empty queue: a bound below one
+        call's size must not make that call impossible.
         """
         client, tokens = rows[0].client, sum(row.length for row in rows)
         removed = self._make_room(client, tokens) if self._rows else []
         self._rows.extend(rows)
-        self._tokens[client] += tokens
+        self._tokens_of[client] += tokens
+        self._tokens += tokens
         return removed
 
     def take(self, now: float) -> tuple[list[R], list[R]]:
@@ -86,8 +93,8 @@ class RowQueue(Generic[R]):
 
     def _around_oldest(self) -> list[R]:
         """A batch for the client whose turn it is; the next one's is after it."""
-        client = next(iter(self._tokens))
-        self._tokens[client] = self._tokens.pop(client)
+        client = next(iter(self._tokens_of))
+        self._tokens_of[client] = self._tokens_of.pop(client)
         oldest = next(row for row in self._rows if row.client == client)
         # sorted() is stable: of rows of one length the older come first.
         by_length = sorted(self._rows, key=lambda row: row.length)
@@ -112,14 +119,19 @@ class RowQueue(Generic[R]):
         excess = self.tokens + tokens - self._max_tokens
         if excess <= 0:
             return []
-        most, theirs = self._tokens.most_common(1)[0]
-        if theirs - excess < self._tokens[client] + tokens:
+        most, theirs = self._tokens_of.most_common(1)[0]
+        if theirs - excess < self._tokens_of[client] + tokens:
             raise QueueFullError
-        removed = []
+        removed: list[R] = []
+        calls: set[Hashable] = set()
         for row in reversed(self._rows):
-            if excess > 0 and row.client == most:
+            if row.client == most and (excess > 0 or row.call in calls):
                 removed.append(row)
+                calls.add(row.call)
                 excess -= row.length
+                theirs -= row.length
+        if theirs < self._tokens_of[client] + tokens:
+            raise QueueFullError
         self._remove(removed)
         return removed
 
@@ -127,6 +139,7 @@ class RowQueue(Generic[R]):
         gone = {id(row) for row in rows}
         for row in self._rows:
             if id(row) in gone:
-                self._tokens[row.client] -= row.length
-        self._tokens = +self._tokens
+                self._tokens_of[row.client] -= row.length
+                self._tokens -= row.length
+        self._tokens_of = +self._tokens_of
         self._rows = deque(row for row in self._rows if id(row) not in gone)

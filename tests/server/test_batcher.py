@@ -346,11 +346,11 @@ async def test_the_engines_speed_is_learnt_from_its_batches() -> None:
         await asyncio.sleep(0.1)
         engine.gate.set()
         await held
-        batcher._open_documents["flood"] = 10
+        batcher._open_documents = 10
         assert 0.5 * 10 * 0.1 <= batcher._retry_after() < 2
-        batcher._open_documents["flood"] = 10**9
+        batcher._open_documents = 10**9
         assert batcher._retry_after() == LONGEST_RETRY_SECONDS
-        batcher._open_documents.clear()
+        batcher._open_documents = 0
 
 
 async def test_background_rows_run_after_waiting_traffic() -> None:
@@ -535,3 +535,27 @@ async def test_a_queue_full_of_tokens_makes_room_for_a_client_that_has_less() ->
         engine.gate.set()
         assert await other == [value("xyz")]
         await asyncio.gather(held, *flood[:2])
+
+
+async def test_a_large_call_is_not_refused_for_a_small_one() -> None:
+    engine = ScriptedEngine()
+    async with running(engine, max_requests=4, max_queue_tokens=1000) as batcher:
+        engine.gate.clear()
+        large = submit(batcher, *["abc"] * 4, client="one")
+        await until(lambda: engine.batches)
+        with pytest.raises(QueueFullError):
+            await submit(batcher, "xyz", client="other")
+        engine.gate.set()
+        assert await large == [value("abc")] * 4
+
+
+async def test_nor_in_a_queue_full_of_its_tokens() -> None:
+    engine = ScriptedEngine()
+    async with running(engine, max_queue_tokens=90, max_batch_tokens=1000) as batcher:
+        held = await hold(engine, batcher)
+        large = submit(batcher, *["a" * 30] * 3, client="one")
+        await until(lambda: batcher.queue_rows == 3)
+        with pytest.raises(QueueFullError):
+            await submit(batcher, "xyz", client="other")
+        engine.gate.set()
+        await asyncio.gather(held, large)

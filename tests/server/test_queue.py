@@ -19,6 +19,10 @@ class Row:
     deadline: float = float("inf")
     client: str = ""
 
+    @property
+    def call(self) -> object:
+        return self
+
     def expired(self, now: float) -> bool:
         return now >= self.deadline
 
