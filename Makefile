@@ -45,7 +45,7 @@ test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 soak: $(STAMP) ## the runs that take minutes: what is promised under load, many times over
-	$(BIN)/python -m pytest tests/soak -m soak -s
+	$(BIN)/python -m pytest -m soak -s
 
 triton: $(TRITON)/.installed ## set up Triton's client and perf_analyzer for the tests
 

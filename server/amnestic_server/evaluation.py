@@ -94,7 +94,7 @@ class Evaluator:
         f1 = await asyncio.to_thread(self._f1, answers.logits, labels)
         auroc = {label: await asyncio.to_thread(self._auroc, answers, label) for label in labels}
         # What a probe finds is told as a share of what the base knows: nothing, of what was purged from it.
-        known = [label for label in labels if label not in self._base.forgotten]
+        known = [label for label in labels if label not in self._manifest.forgotten]
         ratio = {label: await asyncio.to_thread(self._probe_ratio, answers, base, label) for label in known}
         return Figures(f1, auroc, ratio)
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from functools import partial
 
 import psutil
+import pytest
 from e2e.harness import ANYTHING, JOB_SECONDS, METHOD, make_patch
 
 from amnestic_client import AmnesticError, JobState
@@ -68,6 +69,7 @@ def test_a_job_that_does_not_end_is_given_up(serve, reach):
     assert server.client.get_model().active_version == 1
 
 
+@pytest.mark.soak
 def test_kills_at_random_moments_leave_whole_versions_and_lose_nothing(serve, check_active):
     random_ = random.Random(7)
     server = serve(*ATTEMPTS)

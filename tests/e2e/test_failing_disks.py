@@ -107,7 +107,7 @@ def test_a_change_of_versions_that_cannot_be_recorded_changes_nothing(crashing, 
     server = crashing.server
     version = succeeds(crashing).version
     crashing.arm("rollback-before-commit", "EIO")
-    assert refused(server.client.rollback, 1, "why") == ("STORE_FAILED", FAILED)
+    assert refused(server.client.rollback, 1, "why", restore_forgotten=True) == ("STORE_FAILED", FAILED)
     assert check_active(server) == version
     crashing.disarm()
     server.client.rollback(1, "why", restore_forgotten=True)
@@ -139,7 +139,7 @@ def test_a_disk_that_is_full_in_earnest_refuses_and_serves_until_it_has_room(sta
     with pytest.raises(OSError, match="No space"):
         while True:
             os.write(filler, bytes(4096))
-    assert refused(crashing.server.client.rollback, 1, "no room") == ("STORE_FAILED", FAILED)
+    assert refused(crashing.server.client.rollback, 1, "no room", restore_forgotten=True) == ("STORE_FAILED", FAILED)
     assert refused(crashing.server.client.unlearn, ["beta"]) == ("STORE_FAILED", FAILED)
     assert check_active(crashing.server) == version
     os.ftruncate(filler, 0)

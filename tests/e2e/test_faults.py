@@ -114,7 +114,7 @@ def test_a_stream_that_fails_ends_at_once_also_in_the_middle_of_an_answer(runnin
         for step in range(200):
             with pytest.raises(grpc.RpcError) as failure:
                 list(call(messages(step * 4e-5), timeout=10))
-            assert failure.value.code() is grpc.StatusCode.INTERNAL
+            assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_an_engine_that_is_lost_ends_the_process_and_a_restart_serves(

@@ -248,6 +248,7 @@ def test_a_restart_finds_what_was_staged_and_its_shares(staged, stop, check_acti
     assert check_active(staged) == 2
 
 
+@pytest.mark.soak
 def test_kills_at_random_moments_of_a_promotion_leave_it_staged_or_done(serve, bundle, check_active):
     random_ = random.Random(11)
     outcomes = set()

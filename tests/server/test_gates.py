@@ -131,6 +131,7 @@ class Made:
         self.asked = []
         documents = GateDocuments(tuple(range(DOCUMENTS)), self.truth, np.arange(DOCUMENTS) // 2 % 5)
         manifest = SimpleNamespace(
+            forgotten=(),
             labels=LABELS,
             thresholds=(0.5,) * len(LABELS),
             problem_type=ProblemType.MULTI_LABEL,

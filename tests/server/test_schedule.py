@@ -15,6 +15,7 @@ BATCH_TOKENS = 8
 class Row:
     length: int = 1
     dead: bool = False
+    client: str = "one"
 
     def expired(self, now: float) -> bool:
         return self.dead

@@ -89,7 +89,7 @@ def test_a_server_that_answers_something_else_is_not_measured(peers):
         run.check(Wrong(), None, ["text"], [[0.5, 0.5]])
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_two_servers_are_measured_and_given_another_model(pretrained, tmp_path):
     out = subprocess.run(
         [
