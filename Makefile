@@ -42,7 +42,7 @@ demo: $(STAMP) ## train, serve, forget a class while serving
 test: $(STAMP) ## run the tests
 	@$(MAKE) --no-print-directory triton || echo "no Triton client could be installed: its tests are skipped"
 	@$(MAKE) --no-print-directory deploy-tools || echo "no tools for deployments could be installed: their tests are skipped"
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 soak: $(STAMP) ## the runs that take minutes: what is promised under load, many times over
 	$(BIN)/python -m pytest -m soak -s

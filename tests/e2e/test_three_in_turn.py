@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 from amnestic_client import Job, JobState
 from amnestic_unlearn import corpus as corpora
 
+pytestmark = pytest.mark.soak
+
 LABELS = ("alpha", "beta", "gamma")
 MEASURED = ("forget_f1", "forget_auroc", "probe_ratio")
 

@@ -173,6 +173,7 @@ async def test_a_cancellation_while_the_end_is_recorded_comes_too_late(started, 
         assert parts.store.unfinished_jobs() == []
 
 
+@pytest.mark.soak
 async def test_a_job_cancelled_at_any_moment_comes_to_an_end(started):
     async with started() as parts:
         await parts.ended(await parts.ask("alpha", dry_run=True))

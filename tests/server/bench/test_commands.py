@@ -83,6 +83,7 @@ def test_swap(measure):
     assert {row["version"] for row in rows if "version" in row} == {4, 3, 2}
 
 
+@pytest.mark.soak
 def test_versions(measure):
     told, _, written = measure("versions", "--shape", "tiny", "--count", 2, "--count", 5)
     assert [one["versions"] for one in told["held"]] == [0, 1, 2, 5]
@@ -99,6 +100,7 @@ def test_versions(measure):
 
 
 # The worker of a job gives way to whatever else the machine does.
+@pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_unlearn_impact(measure, bundle, corpus_path):
     given = ("--bundle", bundle, "--corpus", corpus_path, "--label", "beta", "--window", 1, "--load", 0.05)
