@@ -16,6 +16,7 @@ import pytest
 import torch
 from scripted import LENIENT
 
+from amnestic_server.caller import Caller
 from amnestic_server.errors import (
     AlreadyExistsError,
     DrainingError,
@@ -197,7 +198,9 @@ async def test_a_job_cancelled_before_its_first_step_is_not_lost(started, monkey
         if coroutine.__qualname__ == "Jobs._run" and not done:
             done.append(create_task(parts.jobs.cancel(job.record.job_id)))
             asyncio.get_running_loop().call_soon(lambda: parts.jobs._running.stop())
-            asyncio.get_running_loop().call_soon(lambda: setattr(parts.jobs._running, "cancelled", True))
+            asyncio.get_running_loop().call_soon(
+                lambda: setattr(parts.jobs._running, "cancelled_by", Caller("operator"))
+            )
         return create_task(coroutine, **options)
 
     done: list[Any] = []
