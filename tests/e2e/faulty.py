@@ -6,6 +6,7 @@ FILE may be written at any time. It names one fault of the engine or of workers,
     poison       a pass with a document of `POISON_TOKENS` tokens raises
     dead         a pass ends its thread
     hung         a pass does not end
+    held         a pass waits until the file says otherwise
     slow         a pass takes `SLOW_SECONDS` longer
     worker:CODE  the next worker is this Python code instead
     late:CODE    the same, and its time is over after a second
@@ -43,6 +44,9 @@ def main() -> None:
                     raise SystemExit(SECRET)
                 case "hung":
                     time.sleep(3600)
+                case "held":
+                    while FAULT.read_text() == "held":
+                        time.sleep(0.01)
                 case "slow":
                     time.sleep(SLOW_SECONDS)
             return super().run(prepared, wide=wide)

@@ -1,6 +1,5 @@
 """A flood of one client leaves the others theirs; what is too late costs nothing; what is too large is refused."""
 
-import signal
 import time
 
 import grpc
@@ -40,14 +39,19 @@ def test_one_call_at_a_time_is_never_refused_beside_a_flood(server, stub, texts)
     assert without_wait == 0
 
 
-def test_what_is_too_late_never_reaches_the_encoder(server, stub, texts):
+def test_what_is_too_late_never_reaches_the_encoder(start_faulty, until):
+    server, fault = start_faulty(corpus=None)
     rows = server.metric("amnestic_batch_rows_sum")
-    request = prediction_pb2.PredictRequest(documents=texts[:1])
-    server.send(signal.SIGSTOP)
-    try:
-        late = [stub.Predict.future(request, timeout=0.2) for _ in range(LATE_CALLS)]
+    request = prediction_pb2.PredictRequest(documents=["ward"])
+    with grpc.insecure_channel(server.target, options=[("grpc.enable_retries", 0)]) as channel:
+        stub = prediction_pb2_grpc.PredictionServiceStub(channel)
+        fault.write_text("held")
+        in_time = stub.Predict.future(request, timeout=60)
+        until(lambda: server.metric("amnestic_open_documents") and not server.metric("amnestic_queue_rows"))
+        late = [stub.Predict.future(request, timeout=0.5) for _ in range(LATE_CALLS)]
         assert {call.exception().code() for call in late} == {grpc.StatusCode.DEADLINE_EXCEEDED}
-    finally:
-        server.send(signal.SIGCONT)
-    stub.Predict(request, timeout=60)
-    assert server.metric("amnestic_batch_rows_sum") == rows + 1
+        until(lambda: server.metric("amnestic_open_documents") == 1)
+        fault.write_text("")
+        assert in_time.result()
+        stub.Predict(request, timeout=60)
+    assert server.metric("amnestic_batch_rows_sum") == rows + 2
