@@ -217,6 +217,8 @@ def _train(model: Any, tokenizer: Any, documents: Sequence[Document], epochs: in
     encoded = tokenizer([document.text for document in documents], truncation=True, max_length=MAX_TOKENS)["input_ids"]
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     model.train()
+    # Sums of so few numbers gain nothing from threads, and two test processes that train at once fight over the cores.
+    torch.set_num_threads(1)
     for _ in range(epochs):
         for rows in torch.randperm(len(encoded)).split(32):
             ids, mask = _collate([encoded[row] for row in rows], tokenizer.pad_token_id)

@@ -64,6 +64,7 @@ async def serve(settings: Settings, *, as_json: bool = False) -> None:
     limit_library_threads()
     started = time.monotonic()
     asyncio.get_running_loop().set_exception_handler(logs.of_loop)
+    logs.heed_signals(asyncio.get_running_loop())
     async with AsyncExitStack() as stack:
         metrics = Metrics()
         ports = _bind(settings, metrics, stack)

@@ -1,4 +1,4 @@
-"""What every gRPC method shares: it is counted and timed, and its errors become status codes in one place.
+"""What every gRPC method shares: it is counted, timed and logged, and its errors become status codes in one place.
 
 An error travels as its code and its fixed text, and for programs as a `google.rpc.Status` in the trailing metadata:
 the name of the cause, the field at fault, and when to try again.
@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, ResourceInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
+from amnestic.v1 import unlearning_pb2
 from amnestic_server import caller, logs, trace
 from amnestic_server.errors import AmnesticError, NotFoundError, UndecodableError
 from amnestic_server.metrics import Metrics
@@ -138,17 +139,16 @@ async def _compress_if_asked(context: Context) -> None:
 
 
 class _Measured:
-    """Counts and times one call and traces it, whichever way it ends."""
+    """Counts and times one call, logs and traces it, whichever way it ends."""
 
     def __init__(self, metrics: Metrics, method: str) -> None:
         self._metrics = metrics
         self._method = method
         self._started = time.perf_counter()
-        self._trace = trace.current()
-        if self._trace:
-            self._trace.begin()
+        self._trace = trace.current() or trace.enter(Trace())
+        self._trace.begin()
 
-    def end(self, error: BaseException | None = None) -> None:
+    def end(self, error: BaseException | None = None, answer: object = None) -> None:
         match error:
             case None:
                 code = "OK"
@@ -158,10 +158,25 @@ class _Measured:
                 code = "CANCELLED"
             case _:
                 code = "INTERNAL"
+        seconds = time.perf_counter() - self._started
         self._metrics.requests.labels(self._method, code).inc()
-        self._metrics.request_seconds.labels(self._method, code).observe(time.perf_counter() - self._started)
-        if self._trace:
-            self._trace.end(code)
+        self._metrics.request_seconds.labels(self._method, code).observe(seconds)
+        if log.isEnabledFor(logging.DEBUG):
+            self._log(code, seconds, error, answer)
+        self._trace.end(code)
+
+    def _log(self, code: str, seconds: float, error: BaseException | None, answer: object) -> None:
+        """One line: figures and ids of our own making, never what was sent."""
+        fields: dict[str, int | float | str] = {"seconds": round(seconds, 6), **self._trace.figures}
+        for stage, taken in self._trace.stages.items():
+            fields[f"{stage}_seconds"] = round(taken, 6)
+        if isinstance(error, AmnesticError):
+            fields["reason"] = error.reason
+        if isinstance(job := getattr(answer, "job", None), unlearning_pb2.Job):
+            fields["job"] = job.job_id
+        if name := caller.current().name:
+            fields["caller"] = name
+        log.debug("%s %s", self._method, code, extra={"fields": fields})
 
 
 class Decoder(grpc.aio.ServerInterceptor):
@@ -244,7 +259,7 @@ def unary(
             if isinstance(error, Exception):
                 await abort(context, error)
             raise
-        measured.end()
+        measured.end(answer=answer)
         context.set_trailing_metadata(_trace_response())
         # Without an answer it is a stream of the method's own, whose headers left with its first message.
         if answer is not None:
@@ -278,9 +293,9 @@ def streaming(
 
 async def within_stream(metrics: Metrics, method: str, answer: Awaitable[A]) -> A | AmnesticError:
     """The same for one request of a stream, in a task of its own: its error is returned, for the stream goes on."""
-    if (stream := trace.current()) is not None:
-        # The span is the stream's.
-        trace.enter(Trace(stream.trace_id))
+    stream = trace.current()
+    # The span is the stream's.
+    trace.enter(Trace(stream.trace_id if stream else ""))
     measured = _Measured(metrics, method)
     try:
         answered = await answer

@@ -60,14 +60,14 @@ class SpanTrace(Trace):
     """A call that becomes a span."""
 
     def __init__(self, tracer: "Tracer", path: str, headers: Headers) -> None:
-        super().__init__("")
+        super().__init__()
         self._tracer = tracer
         self._path = path
         self._carrier: dict[str, list[str]] = {}
         if received(headers) is not None:
             for name in ("traceparent", "tracestate"):
                 self._carrier[name] = [str(value) for key, value in headers if key == name]
-        self._noted: tuple[Mapping[str, float], int] = ({}, 0)
+        self._noted_at = 0
 
     @property
     def response(self) -> str:
@@ -87,8 +87,9 @@ class SpanTrace(Trace):
         )
         self.trace_id = f"{self._span.get_span_context().trace_id:032x}"
 
-    def note(self, stages: Mapping[str, float], **figures: int) -> None:
-        self._noted = (stages, time.time_ns())
+    def note(self, stages: Mapping[str, float], **figures: int | str) -> None:
+        super().note(stages, **figures)
+        self._noted_at = time.time_ns()
         self._span.set_attributes({f"amnestic.{name}": value for name, value in figures.items()})
 
     def end(self, code: str) -> None:
@@ -98,9 +99,8 @@ class SpanTrace(Trace):
         if code in FAULTS:
             self._span.set_status(Status(StatusCode.ERROR, code))
         if self._span.is_recording():
-            stages, ended = self._noted
-            begun = ended - int(sum(stages.values()) * 1e9)
-            for stage, seconds in stages.items():
+            begun = self._noted_at - int(sum(self.stages.values()) * 1e9)
+            for stage, seconds in self.stages.items():
                 span = self._tracer.start_span(stage, set_span_in_context(self._span), start_time=begun)
                 begun += int(seconds * 1e9)
                 span.end(begun)

@@ -1,11 +1,14 @@
 """What an exception says reaches the log by no way, and where it was raised by all of them."""
 
+import json
 import subprocess
 import sys
 
+import pytest
+
 SECRET = "Xylqvornik4711"
 PROGRAM = f"""
-import asyncio, logging, threading
+import asyncio, logging, sys, threading
 from amnestic_server import logs
 
 def fail():
@@ -33,7 +36,7 @@ async def never_awaited():
     await asyncio.sleep(0)
     del task
 
-logs.set_up("debug")
+logs.set_up("debug", sys.argv[1])
 caught()
 thread = threading.Thread(target=fail)
 thread.start()
@@ -44,11 +47,17 @@ fail()
 """
 
 
-def test_the_text_of_an_exception_is_in_no_log_whoever_raised_it():
-    ended = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60)
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_the_text_of_an_exception_is_in_no_log_whoever_raised_it(form):
+    ended = subprocess.run([sys.executable, "-c", PROGRAM, form], capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
     assert SECRET not in ended.stdout + ended.stderr
+    log = ended.stderr
+    if form == "json":
+        lines = [json.loads(line) for line in log.splitlines()]
+        assert {line["level"] for line in lines} == {"error", "critical"}
+        log = "".join(f"{line['logger']}: {line['message']}\n{line['exception']}\n" for line in lines)
     # Caught, of a thread, of an object that goes, of a task that nobody awaits, and of the program itself.
-    assert ended.stderr.count("builtins.KeyError") == ended.stderr.count("builtins.ValueError") == 5
-    assert ended.stderr.count(", in fail\n") == 10
-    assert "caught: a message" in ended.stderr
+    assert log.count("builtins.KeyError") == log.count("builtins.ValueError") == 5
+    assert log.count(", in fail\n") == 10
+    assert "caught: a message" in log

@@ -82,15 +82,24 @@ def _type(name: str, hint: Any) -> Any:
 @_options
 @click.option(
     "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
+    type=click.Choice(logs.LEVELS),
     default="info",
     show_default=True,
     envvar="AMNESTIC_LOG_LEVEL",
     show_envvar=True,
-    help="What is logged to standard error.",
+    help="What is logged to standard error; debug has a line a call. SIGUSR1 logs more from then on, SIGUSR2 less.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(list(logs.FORMATTERS)),
+    default="text",
+    show_default=True,
+    envvar="AMNESTIC_LOG_FORMAT",
+    show_envvar=True,
+    help="Lines for people, or a JSON object a line.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the line that says it is ready as JSON.")
-def command(log_level: str, as_json: bool, **values: Any) -> None:
+def command(log_level: str, log_format: str, as_json: bool, **values: Any) -> None:
     """Serve a bundle over gRPC, ready to forget labels of the corpus while it serves.
 
     Once it takes calls, it prints one line with its addresses. SIGTERM or Ctrl-C ends it, after what was accepted
@@ -98,7 +107,7 @@ def command(log_level: str, as_json: bool, **values: Any) -> None:
     """
     from amnestic_server.app import serve  # torch and ONNX Runtime: not for --help
 
-    logs.set_up(log_level)
+    logs.set_up(log_level, log_format)
     logs.forget_memory()
     try:
         settings = Settings(**values)
