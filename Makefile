@@ -9,7 +9,7 @@ DEPLOY := .venv-deploy
 OPERATOR_RULES := deploy/kubernetes/monitoring/prometheusrule.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak triton deploy-tools rules pins sbom audit check lint proto proto-check proto-baseline client-ts bench bench-peers clean
+.PHONY: help demo test soak triton deploy-tools rules pins sbom notices dist audit check lint proto proto-check proto-baseline client-ts bench bench-peers clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -54,6 +54,12 @@ pins: $(SUPPLY)/.installed ## pin what the images install by digest, within cons
 
 sbom: $(SUPPLY)/.installed ## list what the images install in the form of CycloneDX, in out/sbom
 	$(SUPPLY)/bin/python deploy/supply_chain.py sbom out/sbom
+
+notices: $(STAMP) ## write THIRD_PARTY_NOTICES.md: whose work the images hold, and under which licence
+	$(BIN)/python deploy/notices.py
+
+dist: $(STAMP) ## build the source distribution, and the wheel from it, in dist
+	$(BIN)/python -m build
 
 audit: ## look for known vulnerabilities of what the images install
 	@$(MAKE) --silent --no-print-directory $(SUPPLY)/.installed || { echo "audit: no pip-audit could be installed; nothing was audited"; exit 0; }; \

@@ -1,15 +1,22 @@
-"""The base install in a clean environment: the client, the stubs and the command line, nothing heavy."""
+"""What is released: a wheel built from the source distribution, and its base install in a clean environment.
+
+That is the client, the stubs and the command line, nothing heavy.
+"""
 
 import json
 import os
 import re
 import subprocess
 import sys
+import tarfile
 import venv
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+import amnestic
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "onnxruntime", "onnxruntime-gpu", "onnx", "numpy", "transformers", "tokenizers", "duckdb"}
@@ -21,7 +28,17 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with both, built as `make dist` does."""
+    folder = tmp_path_factory.mktemp("dist")
+    subprocess.run(
+        [sys.executable, "-m", "build", "--outdir", folder, ROOT], check=True, capture_output=True, timeout=240
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, dist: Path) -> Run:
     """Installs the project as a user does, and runs a program of that environment, away from the source tree."""
     folder = tmp_path_factory.mktemp("base")
     venv.create(folder / "env", with_pip=True)
@@ -40,8 +57,24 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         )
 
     pip = ("-m", "pip", "--quiet", "--disable-pip-version-check")
-    invoke("python", *pip, "install", "-c", str(ROOT / "constraints.txt"), str(ROOT))
+    invoke("python", *pip, "install", "-c", str(ROOT / "constraints.txt"), str(next(dist.glob("*.whl"))))
     return invoke
+
+
+def test_the_wheel_and_the_source_hold_what_they_should(dist: Path) -> None:
+    name = f"amnestic-{amnestic.__version__}"
+    assert {file.name for file in dist.iterdir()} == {f"{name}-py3-none-any.whl", f"{name}.tar.gz"}
+    with zipfile.ZipFile(dist / f"{name}-py3-none-any.whl") as wheel:
+        held = set(wheel.namelist())
+    licences = {"LICENSE", "THIRD_PARTY_NOTICES.md", "unlearn/amnestic_unlearn/data/LICENSE-ODbL.md"}
+    assert held >= {f"{name}.dist-info/licenses/{file}" for file in licences}
+    packages = {"amnestic", "amnestic_client", "amnestic_server", "amnestic_unlearn"}
+    assert {file.partition("/")[0] for file in held} == packages | {f"{name}.dist-info"}
+    assert held >= {f"{package}/py.typed" for package in packages}
+    assert "amnestic_unlearn/data/eicu_demo.parquet" in held
+    with tarfile.open(dist / f"{name}.tar.gz") as source:
+        held = set(source.getnames())
+    assert held >= {f"{name}/{file}" for file in (*licences, "CHANGELOG.md", "tests/toys.py", "docs/command-line.md")}
 
 
 def test_no_heavy_package_comes_along(run: Run) -> None:

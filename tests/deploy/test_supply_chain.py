@@ -1,4 +1,4 @@
-"""The files that images install from: complete, pinned by digest, and as tested; and what `make audit` says of them."""
+"""The files that images install from: complete, pinned by digest, as tested, under known licences; and `make audit`."""
 
 import importlib.util
 import json
@@ -16,7 +16,11 @@ CUDA = re.compile(r"nvidia-|cuda-|triton$")
 
 @pytest.fixture(scope="module")
 def supply_chain():
-    spec = importlib.util.spec_from_file_location("supply_chain", SOURCE / "deploy/supply_chain.py")
+    return load("supply_chain")
+
+
+def load(script):
+    spec = importlib.util.spec_from_file_location(script, SOURCE / f"deploy/{script}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -79,3 +83,8 @@ def test_an_audit_fails_for_what_is_vulnerable_and_never_claims_what_it_did_not_
     monkeypatch.setattr(supply_chain, "_tool", lambda name: program)
     assert supply_chain.audit() == code
     assert told in capsys.readouterr().out
+
+
+def test_the_notices_are_those_of_what_is_pinned():
+    notices = load("notices")
+    assert notices.NOTICES.read_text() == notices.text()
