@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from amnestic_server import caller
 from amnestic_server.bundle import Bundle
+from amnestic_server.caller import Role
 from amnestic_server.errors import NotFoundError
 from amnestic_server.rollout import Shares, drawn, falls_on_candidate
 from amnestic_unlearn.patch import Patch
@@ -189,10 +191,14 @@ class Snapshots:
     def pin(self, version: int = 0, key: str = "") -> Pin:
         """Pin the version asked for, or else the active one or the candidate, as the rollout has it for this key.
 
-        A call that asked for its version by number is not waited for by `drained`: it may have any version.
+        A call that asked for its version by number is not waited for by `drained`: it may have any version, but one
+        that knows what the active one has forgotten only if an administrator asks. Raises NotFoundError or
+        PermissionDeniedError.
         """
         if version:
             snapshot = self.get(version)
+            if self._active.forgotten - snapshot.forgotten:
+                caller.current().require(Role.ADMIN)
             self._by_number[version] += 1
             return Pin(snapshot, self, by_number=True)
         rollout = self._rollout

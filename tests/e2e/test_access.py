@@ -18,7 +18,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from e2e.harness import Server
+from e2e.harness import GATES, JOB_SECONDS, METHOD, Server, infer_request
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tls import SERVER_NAME, Certificate, issue
 
@@ -439,3 +439,27 @@ def test_only_an_administrator_may_give_back_what_was_forgotten(server, hospital
     with Client(server.operations, tls=hospital.tls(NAMES[role])) as client, pytest.raises(AmnesticError) as refused:
         client.rollback(1, "under review", restore_forgotten=True)
     assert (refused.value.code.name, refused.value.reason) == (code, reason)
+
+
+def test_a_version_that_knows_what_was_forgotten_answers_an_administrator_alone(server, hospital, channels):
+    with Client(server.operations, tls=hospital.tls(NAMES[OPERATE])) as client:
+        job = client.unlearn("alpha", method=METHOD, gates=GATES)
+        assert client.wait_for_job(job.job_id, timeout=JOB_SECONDS).version == 2
+    old = infer_request(server.client.get_model().name, "", "ward")
+    old.model_version = "1"
+    for role, code in ((PREDICT, "PERMISSION_DENIED"), (OPERATE, "PERMISSION_DENIED"), (ADMIN, "OK")):
+        with Client(server.target, tls=hospital.tls(NAMES[role])) as client:
+            assert client.predict("ward").version == client.predict("ward", version=2).version == 2
+            assert code_of(lambda client=client: client.predict("ward", version=1)) == code
+        infer = channels(server.target, NAMES[role]).unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        assert code_of(lambda infer=infer: infer(old.SerializeToString(), timeout=SECONDS)) == code
+
+
+def code_of(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except AmnesticError as error:
+        return str(error.code.name)
+    except grpc.RpcError as error:
+        return str(error.code().name)
+    return "OK"

@@ -61,7 +61,8 @@ class PredictionServiceServicer:
         answered by the same version.
 
         Errors: INVALID_ARGUMENT (empty or oversized document, too many documents),
-        NOT_FOUND (unknown version), RESOURCE_EXHAUSTED (queue full; retry later),
+        NOT_FOUND (unknown version), PERMISSION_DENIED (the version knows what the
+        active one has forgotten, and is an administrator's), RESOURCE_EXHAUSTED (queue full; retry later),
         DEADLINE_EXCEEDED (dropped before compute), UNAVAILABLE (draining).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

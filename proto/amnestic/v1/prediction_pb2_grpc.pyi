@@ -38,7 +38,8 @@ class PredictionServiceStub:
     answered by the same version.
 
     Errors: INVALID_ARGUMENT (empty or oversized document, too many documents),
-    NOT_FOUND (unknown version), RESOURCE_EXHAUSTED (queue full; retry later),
+    NOT_FOUND (unknown version), PERMISSION_DENIED (the version knows what the
+    active one has forgotten, and is an administrator's), RESOURCE_EXHAUSTED (queue full; retry later),
     DEADLINE_EXCEEDED (dropped before compute), UNAVAILABLE (draining).
     """
     GetModel: _grpc.UnaryUnaryMultiCallable[_prediction_pb2.GetModelRequest, _prediction_pb2.GetModelResponse]
@@ -58,7 +59,8 @@ class PredictionServiceAsyncStub(PredictionServiceStub):
     answered by the same version.
 
     Errors: INVALID_ARGUMENT (empty or oversized document, too many documents),
-    NOT_FOUND (unknown version), RESOURCE_EXHAUSTED (queue full; retry later),
+    NOT_FOUND (unknown version), PERMISSION_DENIED (the version knows what the
+    active one has forgotten, and is an administrator's), RESOURCE_EXHAUSTED (queue full; retry later),
     DEADLINE_EXCEEDED (dropped before compute), UNAVAILABLE (draining).
     """
     GetModel: _aio.UnaryUnaryMultiCallable[_prediction_pb2.GetModelRequest, _prediction_pb2.GetModelResponse]  # type: ignore[assignment]
@@ -81,7 +83,8 @@ class PredictionServiceServicer(metaclass=_abc_1.ABCMeta):
         answered by the same version.
 
         Errors: INVALID_ARGUMENT (empty or oversized document, too many documents),
-        NOT_FOUND (unknown version), RESOURCE_EXHAUSTED (queue full; retry later),
+        NOT_FOUND (unknown version), PERMISSION_DENIED (the version knows what the
+        active one has forgotten, and is an administrator's), RESOURCE_EXHAUSTED (queue full; retry later),
         DEADLINE_EXCEEDED (dropped before compute), UNAVAILABLE (draining).
         """
 
