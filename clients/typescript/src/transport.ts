@@ -12,7 +12,7 @@ import { Client, credentials, Metadata, type ChannelCredentials } from "@grpc/gr
 
 import { Cancelled, cancelledBy, fromGrpc, Internal, InvalidArgument } from "./errors.js";
 import { channelOptions } from "./settings.js";
-import type { CallOptions, ClientOptions, Tls } from "./types.js";
+import type { CallOptions, ClientOptions, Tls, Token } from "./types.js";
 
 // The standard health service (grpc.health.v1), asked about the server as a whole: the empty request means that, and
 // field 1 of the answer is 1 for SERVING.
@@ -26,11 +26,13 @@ interface Cancellable {
 export class Transport {
   readonly #client: Client;
   readonly #compression: ClientOptions["compression"];
+  readonly #token: Token | undefined;
   readonly #inFlight = new Set<Cancellable>();
   #closed = false;
 
   constructor(target: string, options: ClientOptions) {
     this.#compression = options.compression;
+    this.#token = options.token;
     const tls = typeof options.tls === "object" ? options.tls : {};
     this.#client = new Client(
       target,
@@ -107,6 +109,8 @@ export class Transport {
   /** Made anew for each call, because gRPC adds to it. */
   #metadata(): Metadata {
     const metadata = new Metadata();
+    const token = typeof this.#token === "function" ? this.#token() : this.#token;
+    if (token !== undefined) metadata.set("authorization", `Bearer ${token}`);
     // gRPC compresses requests by itself; this asks the server to do the same with its answer.
     if (this.#compression) metadata.set("amnestic-compression", this.#compression);
     return metadata;

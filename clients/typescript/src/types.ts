@@ -323,9 +323,13 @@ export interface Tls {
   readonly serverName?: string | undefined;
 }
 
+export type Token = string | (() => string);
+
 export interface ClientOptions {
   /** Encrypt; `true` for no more than that. Without it the connection is plain text, as a sidecar's is. */
   readonly tls?: boolean | Tls | undefined;
+  /** A bearer token, or what gives the one that holds now: it is asked for each call. Without TLS it travels as text. */
+  readonly token?: Token | undefined;
   /** Longest wait for an answer, for calls that don't give their own. */
   readonly timeoutMs?: number | undefined;
   /** Compress requests, and ask for compressed answers. */

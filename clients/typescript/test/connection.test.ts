@@ -48,6 +48,23 @@ test("a proxy set in the environment is not used", async (t) => {
   assert.equal((await clientOf(t, server.target).getModel()).name, "direct");
 });
 
+test("a token goes with every call, the one that holds then", async (t) => {
+  const server = await FakeServer.start(t);
+  const sent: unknown[] = [];
+  server.script("GetModel", (_: never, call: Call) => {
+    sent.push(...call.metadata.get("authorization"));
+    return {};
+  });
+  let number = 0;
+  for (const token of ["fixed", () => `renewed-${String(++number)}`]) {
+    const client = clientOf(t, server.target, { token });
+    await client.getModel();
+    await client.getModel();
+  }
+  await clientOf(t, server.target).getModel();
+  assert.deepEqual(sent, ["Bearer fixed", "Bearer fixed", "Bearer renewed-1", "Bearer renewed-2"]);
+});
+
 test("compression makes what is sent smaller", async (t) => {
   const server = await FakeServer.start(t);
   const wishes: unknown[] = [];
