@@ -15,6 +15,7 @@ import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -299,8 +300,10 @@ class Jobs:
             if not running.task.cancelled() and (failure := running.task.exception()):
                 log.error("job %s is left to the next start: %s", job_id, type(failure).__name__)
             if running.cancelled_by and running.task.cancelled():
-                # Before its first step, so it could not record that itself.
-                await self._end(job_id, JobState.CANCELLED, {})
+                # Before its first step, so it could not record that itself, nor who did it.
+                context = copy_context()
+                context.run(caller.enter, running.cancelled_by)
+                await asyncio.create_task(self._end(job_id, JobState.CANCELLED, {}), context=context)
             self._running = None
 
     async def _run(self, job_id: str) -> None:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from scripted import LENIENT
 
+from amnestic_server import caller
 from amnestic_server.caller import Caller
 from amnestic_server.errors import (
     AlreadyExistsError,
@@ -206,6 +207,7 @@ async def test_a_job_cancelled_before_its_first_step_is_not_lost(started, monkey
     done: list[Any] = []
     async with started() as parts:
         parts.worker.may_end.clear()
+        caller.enter(Caller("operator"))
         first = await parts.reach(await parts.ask("beta"), JobState.RUNNING)
         job = await parts.ask("alpha")
         monkeypatch.setattr(asyncio, "create_task", cancelled_at_once)
@@ -214,6 +216,7 @@ async def test_a_job_cancelled_before_its_first_step_is_not_lost(started, monkey
         # The cancellation that was asked for may come after the one that was forced.
         (outcome,) = await asyncio.gather(*done, return_exceptions=True)
         assert isinstance(outcome, PreconditionError) or outcome.record.state is JobState.CANCELLED
+        assert {record.caller for record in parts.store.audit_of(job.record.job_id)} == {"operator"}
         assert [spec.forget for spec in parts.worker.specs] == [("beta",)]
 
 

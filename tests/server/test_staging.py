@@ -6,8 +6,15 @@ from contextlib import suppress
 
 import pytest
 
-from amnestic_server.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, PreconditionError
+from amnestic_server.errors import (
+    AlreadyExistsError,
+    InvalidArgumentError,
+    NotFoundError,
+    PreconditionError,
+    StartError,
+)
 from amnestic_server.records import JobState
+from amnestic_server.versions import load_snapshots
 
 
 async def stage(parts, *labels):
@@ -240,6 +247,38 @@ async def test_a_staged_version_whose_patch_is_damaged_can_only_be_cancelled(sta
             await parts.staging.promote(version)
         assert state(parts, job) is JobState.STAGED
         assert (await parts.jobs.cancel(job.record.job_id)).record.state is JobState.CANCELLED
+
+
+# Empty, cut, longer, with another bit, and something else.
+DAMAGES = (
+    lambda data: b"",
+    lambda data: data[: len(data) // 2],
+    lambda data: data + b"\0",
+    lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+    lambda data: b"damaged",
+)
+
+
+async def test_a_damaged_patch_of_the_active_version_stops_the_start_until_it_is_whole_again(started):
+    async with started() as parts:
+        _, version = await stage(parts, "alpha")
+        await parts.staging.promote(version)
+        (patch,) = patches(parts)
+        whole = patch.read_bytes()
+        for damage in DAMAGES:
+            patch.write_bytes(damage(whole))
+            with pytest.raises(StartError, match=f"^version {version} is active and cannot be loaded: the patch file "):
+                load(parts)
+        patch.unlink()
+        with pytest.raises(StartError, match=f"^version {version} is active and cannot be loaded: the patch file "):
+            load(parts)
+        patch.write_bytes(whole)
+        assert load(parts).active.version == version
+
+
+def load(parts):
+    """What a start does with the versions of the store."""
+    return load_snapshots(parts.jobs._bundle, parts.store, parts.jobs._engine)
 
 
 @pytest.mark.parametrize("moment", [0.0, 0.02])
