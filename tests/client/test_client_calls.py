@@ -43,7 +43,9 @@ def abort(code: grpc.StatusCode, detail: str) -> Callable[[Any, grpc.ServicerCon
         ("DEADLINE_EXCEEDED", "DeadlineExceeded"),
         ("CANCELLED", "Cancelled"),
         ("INTERNAL", "Internal"),
-        ("PERMISSION_DENIED", "AmnesticError"),
+        ("PERMISSION_DENIED", "PermissionDenied"),
+        ("UNAUTHENTICATED", "Unauthenticated"),
+        ("OUT_OF_RANGE", "AmnesticError"),
     ],
 )
 def test_a_status_becomes_its_error(call: Call, server: Any, code: str, name: str) -> None:

@@ -16,7 +16,9 @@ from amnestic_client.errors import (
     Internal,
     InvalidArgument,
     NotFound,
+    PermissionDenied,
     ResourceExhausted,
+    Unauthenticated,
     Unavailable,
 )
 from amnestic_client.receipt import SignatureError, verify_receipt
@@ -70,6 +72,7 @@ __all__ = [
     "Method",
     "Model",
     "NotFound",
+    "PermissionDenied",
     "PredictResult",
     "Prediction",
     "Progress",
@@ -81,6 +84,7 @@ __all__ = [
     "Status",
     "Tls",
     "TlsError",
+    "Unauthenticated",
     "Unavailable",
     "Version",
     "verify_receipt",

@@ -6,6 +6,8 @@
     ├── NotFound              no such label, version or job
     ├── AlreadyExists         the request id or the label is taken by another job
     ├── FailedPrecondition    not in the present state of the server
+    ├── Unauthenticated       the token or the certificate says nothing, or nothing that holds
+    ├── PermissionDenied      the caller has not the role for it
     ├── ResourceExhausted     the server's queue is full, or the message too large; retry later
     ├── DeadlineExceeded      no answer within the timeout
     ├── Unavailable           no server there, or it is shutting down
@@ -65,6 +67,14 @@ class AlreadyExists(AmnesticError):
 
 class FailedPrecondition(AmnesticError):
     code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class Unauthenticated(AmnesticError):
+    code = grpc.StatusCode.UNAUTHENTICATED
+
+
+class PermissionDenied(AmnesticError):
+    code = grpc.StatusCode.PERMISSION_DENIED
 
 
 class ResourceExhausted(AmnesticError):

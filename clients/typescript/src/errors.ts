@@ -6,6 +6,8 @@
  *     ├── NotFound              no such label, version or job
  *     ├── AlreadyExists         the request id or the label is taken by another job
  *     ├── FailedPrecondition    not in the present state of the server
+ *     ├── Unauthenticated       the token or the certificate says nothing, or nothing that holds
+ *     ├── PermissionDenied      the caller has not the role for it
  *     ├── ResourceExhausted     the server's queue is full, or the message too large; retry later
  *     ├── DeadlineExceeded      no answer within the timeout
  *     ├── Unavailable           no server there, or it is shutting down
@@ -76,6 +78,14 @@ export class FailedPrecondition extends AmnesticError {
   override readonly code = "FAILED_PRECONDITION";
 }
 
+export class Unauthenticated extends AmnesticError {
+  override readonly code = "UNAUTHENTICATED";
+}
+
+export class PermissionDenied extends AmnesticError {
+  override readonly code = "PERMISSION_DENIED";
+}
+
 export class ResourceExhausted extends AmnesticError {
   override readonly code = "RESOURCE_EXHAUSTED";
 }
@@ -101,6 +111,8 @@ const BY_CODE: Partial<Record<StatusCode, new (detail: string, details?: ErrorDe
   NOT_FOUND: NotFound,
   ALREADY_EXISTS: AlreadyExists,
   FAILED_PRECONDITION: FailedPrecondition,
+  UNAUTHENTICATED: Unauthenticated,
+  PERMISSION_DENIED: PermissionDenied,
   RESOURCE_EXHAUSTED: ResourceExhausted,
   DEADLINE_EXCEEDED: DeadlineExceeded,
   UNAVAILABLE: Unavailable,

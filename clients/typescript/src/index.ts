@@ -15,7 +15,9 @@ export {
   Internal,
   InvalidArgument,
   NotFound,
+  PermissionDenied,
   ResourceExhausted,
+  Unauthenticated,
   Unavailable,
   type StatusCode,
 } from "./errors.js";

@@ -22,7 +22,9 @@ const KINDS: [StatusCode, keyof typeof amnestic][] = [
   ["DEADLINE_EXCEEDED", "DeadlineExceeded"],
   ["CANCELLED", "Cancelled"],
   ["INTERNAL", "Internal"],
-  ["PERMISSION_DENIED", "AmnesticError"],
+  ["PERMISSION_DENIED", "PermissionDenied"],
+  ["UNAUTHENTICATED", "Unauthenticated"],
+  ["OUT_OF_RANGE", "AmnesticError"],
 ];
 for (const [code, name] of KINDS) {
   test(`${code} becomes ${name}`, async (t) => {

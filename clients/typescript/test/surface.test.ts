@@ -25,7 +25,9 @@ const NAMES = [
   "Internal",
   "InvalidArgument",
   "NotFound",
+  "PermissionDenied",
   "ResourceExhausted",
+  "Unauthenticated",
   "Unavailable",
 ];
 
