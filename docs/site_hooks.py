@@ -15,7 +15,13 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent
 # By their paths in the repository, which are theirs in the site too.
-ELSEWHERE = ("clients/README.md", "clients/typescript/README.md", "proto/README.md", "bench/peers/README.md")
+ELSEWHERE = (
+    "CHANGELOG.md",
+    "bench/peers/README.md",
+    "clients/README.md",
+    "clients/typescript/README.md",
+    "proto/README.md",
+)
 # The first page of the repository is that of the site.
 INSTEAD = {"README.md": "index.md"}
 # Groups: `[text](`, the target, and its anchor. Not an image, nor one with a scheme, nor of the same page.
