@@ -8,13 +8,9 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-ELSEWHERE = (
-    "README.md",
-    "clients/README.md",
-    "clients/typescript/README.md",
-    "proto/README.md",
-    "bench/peers/README.md",
-)
+FOLDERS = ("bench/peers", "clients", "clients/typescript", "proto")
+FOLDERS = ("bench/peers", "clients", "clients/typescript", "proto")
+ELSEWHERE = ("README.md", "CHANGELOG.md", *(f"{folder}/README.md" for folder in FOLDERS))
 PAGES = sorted({ROOT / path for path in ELSEWHERE} | set((ROOT / "docs").rglob("*.md")))
 CODE = re.compile(r"^(```|~~~).*?^\1\s*$|`[^`\n]*`", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?![a-z]+:)([^)#\s]*)(?:#([^)\s]*))?\)")
