@@ -9,7 +9,6 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("bench/peers", "clients", "clients/typescript", "proto")
-FOLDERS = ("bench/peers", "clients", "clients/typescript", "proto")
 ELSEWHERE = ("README.md", "CHANGELOG.md", *(f"{folder}/README.md" for folder in FOLDERS))
 PAGES = sorted({ROOT / path for path in ELSEWHERE} | set((ROOT / "docs").rglob("*.md")))
 CODE = re.compile(r"^(```|~~~).*?^\1\s*$|`[^`\n]*`", re.MULTILINE | re.DOTALL)
