@@ -11,7 +11,7 @@ import inspect
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from google.protobuf.descriptor_pb2 import (
     ServiceDescriptorProto,
 )
 from grpc_tools import protoc
+from prometheus_client import Metric
 from prometheus_client.metrics import Histogram, MetricWrapperBase
 
 import amnestic_client
@@ -149,10 +150,7 @@ def metrics_page() -> str:
         labels=_table(("label", "values"), [(f"`{label}`", LABELS[label]) for label in used]),
         buckets=_table(
             ("name", "buckets"),
-            [
-                (f"`{one.describe()[0].name}`", ", ".join(map("{:g}".format, one._kwargs["buckets"])))
-                for one in histograms
-            ],
+            [(f"`{_family(one).name}`", ", ".join(map("{:g}".format, one._kwargs["buckets"]))) for one in histograms],
         ),
     )
 
@@ -195,11 +193,17 @@ def client_page() -> str:
 
 
 def _metric_row(metric: MetricWrapperBase) -> tuple[str, ...]:
-    family = metric.describe()[0]
+    family = _family(metric)
     name = SHOWN_AS[family.type].format(family.name)
     unit = next((unit for end, unit in UNITS.items() if family.name.endswith(end)), "")
     labels = ", ".join(f"`{label}`" for label in metric._labelnames)
     return f"`{name}`", family.type, labels, unit, family.documentation
+
+
+def _family(metric: MetricWrapperBase) -> Metric:
+    """Its name, type and documentation; there is one family a metric."""
+    (family,) = metric.describe()
+    return family
 
 
 def _bounds(histogram: Histogram) -> str:
@@ -255,7 +259,7 @@ def _enum(one: EnumDescriptorProto, path: tuple[int, ...], comments: Comments) -
     return [f"### {one.name}\n", f"{comments[path]}\n", _table(("number", "value", "meaning"), rows), ""]
 
 
-def _field_type(field: FieldDescriptorProto, maps: dict[str, Sequence[FieldDescriptorProto]]) -> str:
+def _field_type(field: FieldDescriptorProto, maps: Mapping[str, Sequence[FieldDescriptorProto]]) -> str:
     entry = maps.get(field.type_name.rpartition(".")[2])
     if entry is not None:
         key, value = (_field_type(one, {}) for one in entry)
