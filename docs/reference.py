@@ -110,8 +110,8 @@ API_PAGE = """\
 Every service, method, message and field of `amnestic.v1`. What is kept from release to release, and code for other
 languages, is in [the wire contract](../proto/README.md); errors, deadlines and retries are in [gRPC](grpc.md). A role
 is what a caller needs where there is [access control](security.md#who-may-do-what); where there is none, everybody may
-call. Giving back what was forgotten is an administrator's, whatever the method. One marked as a change is answered at
-`--operations-port` alone, if there is one.
+call. What gives back a forgotten label, a rollback or an answer of a version that knows it, is an administrator's,
+whatever the method. One marked as a change is answered at `--operations-port` alone, if there is one.
 """
 
 CLIENT_PAGE = """\
