@@ -6,10 +6,12 @@ STAMP := $(VENV)/.installed
 TRITON := .venv-triton
 SUPPLY := .venv-supply
 DEPLOY := .venv-deploy
+DOCS := .venv-docs
 OPERATOR_RULES := deploy/kubernetes/monitoring/prometheusrule.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak triton deploy-tools rules pins sbom notices dist audit check lint proto proto-check proto-baseline client-ts bench bench-peers clean
+.PHONY: help demo test soak triton deploy-tools rules pins sbom notices dist audit check lint proto proto-check proto-baseline \
+  client-ts docs docs-reference bench bench-peers clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -34,6 +36,11 @@ $(DEPLOY)/.installed: tests/deploy/requirements.txt
 	$(PYTHON) -m venv $(DEPLOY)
 	$(DEPLOY)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	$(DEPLOY)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps kserve==0.21.0
+	@touch $@
+
+$(DOCS)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	@touch $@
 
 demo: $(STAMP) ## train, serve, forget a class while serving
@@ -93,6 +100,12 @@ client-ts: $(STAMP) ## build, lint and test the TypeScript client over a real se
 proto-baseline: $(STAMP) ## make the proto files of today those that no change may break; at a release
 	$(BIN)/buf build proto --exclude-source-info --output proto/baseline.binpb
 
+docs: $(DOCS)/.installed ## build the documentation as a site, in out/site
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
+docs-reference: $(STAMP) ## write the pages of metrics, API and Python client from the code
+	$(BIN)/python docs/reference.py
+
 bench: $(STAMP) ## measure serving beside its ceiling, swaps, and forgetting beside retraining
 	$(BIN)/amnestic bench serve --rounds 2 --seconds 3
 	$(BIN)/amnestic bench swap --shape demo --rounds 1 --seconds 3
@@ -105,4 +118,4 @@ bench-peers: $(STAMP) ## measure MLServer, LitServe, infinity, Triton and plain 
 	$(BIN)/python bench/peers/run.py --report docs/benchmarks
 
 clean: ## remove what was built
-	rm -rf $(VENV) $(TRITON) $(SUPPLY) $(DEPLOY) build dist out
+	rm -rf $(VENV) $(TRITON) $(SUPPLY) $(DEPLOY) $(DOCS) build dist out
