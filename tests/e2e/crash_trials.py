@@ -66,10 +66,11 @@ class Crashing:
 
     def rollout_trial(self, place: Place) -> None:
         version = self._staged()
-        self.dies(place, lambda: self.server.client.set_rollout(version, canary_share=0.5, timeout=20))
+        # A canary would answer some of the calls that look at the active version.
+        self.dies(place, lambda: self.server.client.set_rollout(version, shadow_share=0.5, timeout=20))
         rollout = self.server.client.rollout()
         assert (rollout is not None) == (place == "rollout-recorded")
-        self.server.client.set_rollout(version, canary_share=0.0)
+        self.server.client.set_rollout(version, shadow_share=0.0)
         self._withdraw(version)
 
     def promotion_trial(self, place: Place) -> None:
