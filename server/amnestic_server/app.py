@@ -17,8 +17,8 @@ from prometheus_client import start_http_server
 from amnestic.dsse import SignatureError
 from amnestic.oip import open_inference_pb2_grpc
 from amnestic.v1 import prediction_pb2_grpc, unlearning_pb2_grpc
+from amnestic_server import audit, listening, logs, otel, purge, trace
 from amnestic_server import bundle as bundles
-from amnestic_server import listening, logs, otel, purge, trace
 from amnestic_server.access import Access
 from amnestic_server.admission import LabelCounts
 from amnestic_server.audit import AuditError
@@ -72,7 +72,7 @@ async def serve(settings: Settings, *, as_json: bool = False) -> None:
         bundle = _load_bundle(settings)
         documents = _load_corpus(settings, bundle)
 
-        store = Store(settings.store, bundle.digest, settings.signing_key, purged=bundle.manifest.purged)
+        store = _open_store(settings, bundle)
         stack.callback(store.close)
         _verify_audit(store, metrics)
         engine = Engine(
@@ -271,6 +271,12 @@ def _load_bundle(settings: Settings) -> Bundle:
         return bundles.load(settings.bundle)
     except (BundleError, OSError) as error:
         raise StartError(f"the bundle cannot be used: {error}") from error
+
+
+def _open_store(settings: Settings, bundle: Bundle) -> Store:
+    if settings.require_store and not (settings.store / audit.DATABASE).exists():
+        raise StartError("there is no store of before, and --require-store was given: is its volume there?")
+    return Store(settings.store, bundle.digest, settings.signing_key, purged=bundle.manifest.purged)
 
 
 def _verify_audit(store: Store, metrics: Metrics) -> None:

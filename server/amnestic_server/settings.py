@@ -29,6 +29,10 @@ class Settings:
 
     bundle: Path = _setting("Directory made by `amnestic export`.")
     store: Path = _setting("Directory for versions, patches, jobs and the audit record; made if it is missing.")
+    require_store: bool = _setting(
+        "Refuse to start without a store of before: on an empty volume all that was forgotten would be back.",
+        False,
+    )
     signing_key: Path | None = _setting(
         "Ed25519 private key in PEM that signs receipts and the audit record; unless given, the store has its own.",
         None,

@@ -146,6 +146,17 @@ def test_a_store_of_another_bundle(serve, refused, bundle, copied):
     assert "the store belongs to another bundle" in refused(server)
 
 
+def test_a_store_that_is_not_there_where_there_must_be_one(serve, refused, bundle):
+    server = serve("--require-store", corpus=None, start=False)
+    no_store = "there is no store of before, and --require-store was given: is its volume there?"
+    assert refused(server) == no_store
+    assert not server.store.exists()
+    server.store.mkdir()
+    assert refused(server) == no_store
+    Store(server.store, file_digest(bundle / MANIFEST)).close()
+    server.start()
+
+
 def test_a_store_that_is_no_database(serve, refused):
     server = serve(start=False)
     server.store.mkdir()

@@ -81,6 +81,7 @@ def test_every_setting_has_a_flag_an_environment_twin_and_a_sentence(taken, name
         "monitoring_host": "::1",
         "allow_plaintext_network": True,
         "access": Path("a"),
+        "require_store": True,
     }
     value = (values | {"max_padding": 0.5, "uds_mode": "0600", "tcp": True, "reflection": False}).get(name, 7)
     flag = f"--{name.replace('_', '-')}"

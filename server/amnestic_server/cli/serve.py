@@ -17,7 +17,7 @@ from amnestic_server.settings import DEVICES, Settings
 
 # What a setting is about, by the beginning of its name. What is named nowhere stands under the last.
 SECTIONS = {
-    "Files": ("bundle", "store", "corpus"),
+    "Files": ("bundle", "store", "require_store", "corpus"),
     "Security": ("tls_", "allow_plaintext", "access", "signing_", "max_connection_age"),
     "Network": (
         "host",
