@@ -48,7 +48,8 @@ async def run_worker(spec: JobSpec, folder: Path, seconds: float, on_progress: C
     finally:
         if process.returncode is None:
             process.kill()
-            await process.wait()
+            # Not `wait`: it ends once the pipe has, and the end of one that nobody reads on is never seen.
+            await process.communicate()
     if failure is not None:
         raise WorkerError(failure.reason)
     if code < 0:

@@ -290,7 +290,9 @@ class Gate:
         with self.lock:
             self.held += 1
             self.most = max(self.most, self.held)
-        context.add_callback(self._ended)
+        if not context.add_callback(self._ended):
+            # It was cancelled before.
+            self._ended()
         while context.is_active() and not self.open.wait(0.01):
             pass
         return answer(request)
