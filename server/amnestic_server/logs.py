@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 STANDARD_ERROR = 2
 LEVELS = ("debug", "info", "warning", "error")
-LEVEL_UP, LEVEL_DOWN = signal.SIGUSR1, signal.SIGUSR2
+MORE, LESS = signal.SIGUSR1, signal.SIGUSR2
 # Of the packages that we wrote: what others say at debug is of no use here.
 OURS = logging.getLogger("amnestic_server")
 
@@ -96,9 +96,9 @@ def set_up(level: str, form: str) -> None:
 
 
 def heed_signals(loop: asyncio.AbstractEventLoop) -> None:
-    """Log more at `LEVEL_UP` and less at `LEVEL_DOWN`, a level each time, while the process runs."""
-    loop.add_signal_handler(LEVEL_UP, _step, -1)
-    loop.add_signal_handler(LEVEL_DOWN, _step, 1)
+    """Log more at the signal `MORE` and less at `LESS`, a level each time, while the process runs."""
+    loop.add_signal_handler(MORE, _step, -1)
+    loop.add_signal_handler(LESS, _step, 1)
 
 
 def _step(by: int) -> None:

@@ -166,6 +166,10 @@ class Snapshots:
         except KeyError:
             raise NotFoundError("there is no such version", field="version", resource="version") from None
 
+    def known_again(self, snapshot: Snapshot) -> frozenset[str]:
+        """The labels that this version knows and the active one has forgotten."""
+        return self._active.forgotten - snapshot.forgotten
+
     def activate(self, version: int) -> None:
         """Swap the reference: every call admitted from now on is answered by this version.
 
@@ -197,7 +201,7 @@ class Snapshots:
         """
         if version:
             snapshot = self.get(version)
-            if self._active.forgotten - snapshot.forgotten:
+            if self.known_again(snapshot):
                 caller.current().require(Role.ADMIN)
             self._by_number[version] += 1
             return Pin(snapshot, self, by_number=True)

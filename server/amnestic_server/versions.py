@@ -148,7 +148,7 @@ class Versions:
                 raise PreconditionError(
                     "a rollback goes to an earlier version", field="version", reason="VERSION_NEWER"
                 )
-            restored = sorted(self._snapshots.active.forgotten - wanted.forgotten)
+            restored = sorted(self._snapshots.known_again(wanted))
             if restored and not restore_forgotten:
                 raise PreconditionError(
                     "that version knows labels that the active one has forgotten; say so by `restore_forgotten`",
