@@ -166,8 +166,8 @@ class Narrator:
             'predict "Admission diagnosis: Diabetic ketoacidosis."',
             f"unlearn {another}{_options(settings.gates)}",
             "versions",
+            'rollback 1 --reason "the demo is over" --restore-forgotten',
         ]
-        others += ['rollback 1 --reason "the demo is over"']
         for line in (*serve, *(f"{program} {other}" for other in others)):
             # Never wrapped: these lines are there to be copied.
             self.console.print(f"  {line}", soft_wrap=True)
