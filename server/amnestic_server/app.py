@@ -329,7 +329,7 @@ def _evaluation(
 
 def _show_model(metrics: Metrics, bundle: Bundle, engine: Engine, device: str) -> None:
     manifest = bundle.manifest
-    metrics.model.info(
+    metrics.show_model(
         {
             "name": manifest.name,
             "architecture": manifest.architecture,

@@ -1,6 +1,6 @@
 """A bundle as the serving process holds it: the manifest, and the tensors that live outside the ONNX graph."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -12,9 +12,12 @@ from amnestic_unlearn import manifest as manifests
 from amnestic_unlearn.manifest import BundleError, Manifest
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Bundle:
-    """`table` float32 [V, d], `head_weight` float32 [C, h], `head_bias` float32 [C]; `digest` of the manifest."""
+    """`table` float32 [V, d], `head_weight` float32 [C, h], `head_bias` float32 [C]; `digest` of the manifest.
+
+    It never changes, but for a purge, by which it becomes another.
+    """
 
     folder: Path
     manifest: Manifest
@@ -22,6 +25,11 @@ class Bundle:
     table: torch.Tensor
     head_weight: torch.Tensor
     head_bias: torch.Tensor
+
+    def become(self, other: "Bundle") -> None:
+        """Be what the bundle is now, for all who hold it. What it was is let go of."""
+        for field in fields(self):
+            setattr(self, field.name, getattr(other, field.name))
 
     @property
     def encoder(self) -> Path:

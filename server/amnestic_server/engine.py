@@ -138,6 +138,13 @@ class Engine:
             logits = self._heads(features, prepared.groups)
             return Output(logits.cpu().numpy(), features.cpu().numpy())
 
+    def replace_table(self, table: torch.Tensor) -> None:
+        """Gather from another base table float32 [V, d], from the next batch on.
+
+        Every version that may still be asked for must read the same through either.
+        """
+        self._table = table.to(self.device)
+
     def changed_rows(self, snapshot: Snapshot) -> torch.Tensor:
         """Which rows of the embedding table, gathered as for serving, differ from the base's: bool [V], on the host."""
         changed = []

@@ -13,7 +13,7 @@
     ├── DeadlineError          dropped while it waited
     ├── SlowReaderError        the caller of a stream left answers unread
     ├── DrainingError          the server is shutting down
-    ├── StoreError             the store could not be read or written; nothing was changed
+    ├── StoreError             store or bundle could not be read or written; nothing was changed
     ├── EngineError            the engine failed on this request alone
     └── EngineLostError        the engine answers nothing any more; the process ends
     StartError                 the server cannot start; for the operator, not for callers
@@ -136,8 +136,8 @@ class StoreError(AmnesticError):
     status = "UNAVAILABLE"
     reason = "STORE_FAILED"
 
-    def __init__(self) -> None:
-        super().__init__("the store could not be read or written")
+    def __init__(self, text: str = "the store could not be read or written") -> None:
+        super().__init__(text)
 
 
 class EngineError(AmnesticError):

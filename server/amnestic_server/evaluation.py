@@ -64,7 +64,7 @@ class Figures:
 
 
 class Evaluator:
-    """Runs the gate documents through the batcher. The base never changes, so it is run and probed once."""
+    """Runs the gate documents through the batcher. The base changes by a purge alone, so it is run and probed once."""
 
     def __init__(self, batcher: Batcher, manifest: Manifest, documents: GateDocuments, base: Snapshot) -> None:
         self._batcher = batcher
@@ -75,6 +75,12 @@ class Evaluator:
         self._base_answers: GateAnswers | None = None
         self._base_probes: dict[str, float] = {}
         self._asking_base = asyncio.Lock()
+
+    def replace_base(self, manifest: Manifest, base: Snapshot) -> None:
+        """Compare with another base from now on, and forget what was found of the one before; nobody may be asking."""
+        self._manifest, self._base = manifest, base
+        self._base_answers = None
+        self._base_probes.clear()
 
     async def answers(self, snapshot: Snapshot) -> GateAnswers:
         """A snapshot's answers; raises EngineError."""

@@ -48,6 +48,10 @@ Place = Literal[
     # A rollback.
     "rollback-before-commit",
     "rollback-committed",
+    # A purge.
+    "purge-written",
+    "purge-in-place",
+    "purge-committed",
 ]
 PLACES: tuple[Place, ...] = get_args(Place)
 

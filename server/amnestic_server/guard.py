@@ -30,7 +30,7 @@ INFERENCE = open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService
 
 # Methods that change something: where there is a port of operations, it alone answers them.
 CHANGES = frozenset(
-    f"/{UNLEARNING}/{name}" for name in ("Unlearn", "CancelJob", "Rollback", "PromoteVersion", "SetRollout")
+    f"/{UNLEARNING}/{name}" for name in ("Unlearn", "CancelJob", "Rollback", "PromoteVersion", "SetRollout", "Purge")
 )
 ROLES = {
     **{f"/{PREDICTION}/{name}": Role.PREDICT for name in ("Predict", "GetModel", "GetStatus")},
@@ -39,6 +39,7 @@ ROLES = {
         for name in ("WatchJob", "GetJob", "GetReceipt", "ListJobs", "ListVersions", "GetRollout")
     },
     **dict.fromkeys(CHANGES, Role.OPERATE),
+    f"/{UNLEARNING}/Purge": Role.ADMIN,
     **{
         f"/{INFERENCE}/{name}": Role.PREDICT
         for name in (

@@ -227,6 +227,22 @@ class Jobs:
             raise PreconditionError("the job has ended", reason="JOB_ENDED")
         return view
 
+    async def purge(self, version: int, reason: str) -> None:
+        """Leave nothing but the active version; see `Versions.purge`.
+
+        Raises PreconditionError while a job is unfinished too: it set out from what would be gone.
+        """
+
+        async def alone() -> None:
+            async with self._requesting:
+                if await asyncio.to_thread(self._store.unfinished_jobs):
+                    raise PreconditionError(
+                        "a job is unfinished: wait for its end, or cancel it", reason="JOB_UNFINISHED"
+                    )
+                await self._versions.purge(version, reason)
+
+        await self.see_through(alone())
+
     async def see_through(self, change: Coroutine[Any, Any, T]) -> T:
         """Make a change of versions to its end, even if who asked for it leaves, and tell who watches.
 

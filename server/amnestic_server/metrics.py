@@ -225,7 +225,16 @@ class Metrics:
         self.model = Info(
             "amnestic_model", "The model served, the device asked for and the provider in use.", registry=registry
         )
+        self._model_facts: dict[str, str] = {}
         self.ready = Gauge("amnestic_ready", "1 while the server takes calls.", registry=registry)
+
+    def show_model(self, facts: Mapping[str, str]) -> None:
+        self._model_facts = dict(facts)
+        self.model.info(self._model_facts)
+
+    def show_bundle(self, digest: str) -> None:
+        """The bundle of the model shown before is another now."""
+        self.show_model({**self._model_facts, "bundle": digest})
 
     def show_quality(
         self,

@@ -5,6 +5,8 @@ they take the old ones' places, if need be at the next start. The store follows 
 """
 
 import dataclasses
+import errno
+import logging
 import shutil
 from pathlib import Path
 
@@ -14,46 +16,80 @@ from safetensors.torch import save
 from amnestic_server import bundle as bundles
 from amnestic_server import durable
 from amnestic_server.bundle import Bundle
-from amnestic_server.errors import StartError
+from amnestic_server.errors import AmnesticError, PreconditionError, StoreError
+from amnestic_server.failpoints import failpoint
 from amnestic_server.store import Store
-from amnestic_unlearn.manifest import EMBEDDINGS, HEAD, MANIFEST, Manifest, Purged, file_digest
+from amnestic_unlearn.manifest import EMBEDDINGS, HEAD, MANIFEST, BundleError, Manifest, Purged, file_digest
 from amnestic_unlearn.patch import Patch, PatchError
+
+log = logging.getLogger(__name__)
 
 READY, PARTIAL = ".purged", ".purged.partial"
 # The manifest last: until it is in its place, the bundle is known to be unfinished.
 FILES = (EMBEDDINGS, HEAD, MANIFEST)
 
 
-def purge(folder: Path, store_folder: Path, reason: str, signing_key: Path | None = None) -> Purged:
-    """Purge a bundle and its store, whose server must not run, of all but the active version.
+def purge(folder: Path, store_folder: Path, version: int, reason: str, signing_key: Path | None = None) -> Purged:
+    """Purge a bundle and its store, whose server does not run, of all but the active version, which this must be.
 
-    Raises StartError, BundleError or StoreError, and OSError where a file could not be written. What was begun is
-    finished by the next start of the server, or by another purge.
+    Raises StartError, BundleError, NotFoundError, PreconditionError or StoreError. What was begun is finished by the
+    next start of the server, or by another purge.
     """
-    complete(folder)
+    try:
+        complete(folder)
+    except OSError as error:
+        raise _failed(error) from error
     bundle = bundles.load(folder)
     store = Store(store_folder, bundle.digest, signing_key, purged=bundle.manifest.purged)
     try:
-        # Of a purge that did not come so far.
-        store.remove_unneeded_patches()
-        record = next(record for record in store.versions() if record.version == store.active_version())
-        if set(record.forgotten) == set(bundle.manifest.forgotten) or record.patch_digest is None:
-            raise StartError("the active version has forgotten nothing that the bundle knows")
-        try:
-            patch = Patch.read(store.patch_path(record.patch_digest), record.patch_digest)
-            patch.check(bundle.digest, bundle.manifest.labels, bundle.table, bundle.head_weight)
-        except PatchError as error:
-            raise StartError(f"version {record.version} cannot be loaded: {error}") from error
-        store.request_purge(record.version, reason)
-        purged = Purged(record.version, bundle.manifest.ordered(record.forgotten), bundle.digest)
-        _write(folder, bundle, patch, purged)
-        complete(folder)
-        store.purge(file_digest(folder / MANIFEST), purged)
-        if not store.remove_unneeded_patches():
-            raise StartError("the bundle is purged, but patches could not be deleted: the log says why")
+        if version != store.active_version():
+            raise PreconditionError("that version is not active", field="version", reason="VERSION_NOT_ACTIVE")
+        now = rewrite(bundle, store, version, reason)
+        assert now.manifest.purged is not None
+        store.purge(now.digest, now.manifest.purged)
+        remove_patches(store)
     finally:
         store.close()
-    return purged
+    return now.manifest.purged
+
+
+def remove_patches(store: Store) -> None:
+    """Delete what still knows, once the store is that of the new bundle. Raises StoreError."""
+    if not store.remove_unneeded_patches():
+        raise StoreError("the bundle is purged, but a patch could not be deleted; try again")
+
+
+def rewrite(bundle: Bundle, store: Store, version: int, reason: str) -> Bundle:
+    """Write what the active version is into the bundle's files, and return the bundle that they are then.
+
+    The store is told by `Store.purge` afterwards. Raises PreconditionError or StoreError.
+    """
+    # Of a purge that did not come so far.
+    remove_patches(store)
+    record = next(record for record in store.versions() if record.version == version)
+    if set(record.forgotten) == set(bundle.manifest.forgotten) or record.patch_digest is None:
+        raise PreconditionError(
+            "the active version has forgotten nothing that the bundle knows", reason="NOTHING_TO_PURGE"
+        )
+    try:
+        patch = Patch.read(store.patch_path(record.patch_digest), record.patch_digest)
+        patch.check(bundle.digest, bundle.manifest.labels, bundle.table, bundle.head_weight)
+    except PatchError as error:
+        raise PreconditionError(f"version {version} cannot be loaded: {error}", reason="PATCH_DAMAGED") from error
+    store.request_purge(version, reason)
+    purged = Purged(version, bundle.manifest.ordered(record.forgotten), bundle.digest)
+    try:
+        complete(bundle.folder)
+        if Manifest.read(bundle.folder).purged != purged:
+            _write(bundle, patch, purged)
+            failpoint("purge-written")
+            complete(bundle.folder)
+        failpoint("purge-in-place")
+        return bundles.load(bundle.folder)
+    except (OSError, BundleError) as error:
+        # A full disk gets back what it had room for.
+        shutil.rmtree(bundle.folder / PARTIAL, ignore_errors=True)
+        raise _failed(error) from error
 
 
 def complete(folder: Path) -> None:
@@ -70,7 +106,16 @@ def complete(folder: Path) -> None:
     durable.sync_folder(folder)
 
 
-def _write(folder: Path, bundle: Bundle, patch: Patch, purged: Purged) -> None:
+def _failed(error: BundleError | OSError) -> AmnesticError:
+    number = error.errno if isinstance(error, OSError) else None
+    log.error("the bundle could not be rewritten: %s", errno.errorcode.get(number or 0, error))
+    if number in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return PreconditionError("the server may not write the bundle's folder", reason="BUNDLE_READ_ONLY")
+    return StoreError("the bundle could not be written; try again")
+
+
+def _write(bundle: Bundle, patch: Patch, purged: Purged) -> None:
+    folder = bundle.folder
     table = bundle.table.clone()
     table[patch.row_ids] = patch.rows
     partial = folder / PARTIAL

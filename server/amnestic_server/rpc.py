@@ -173,6 +173,12 @@ class UnlearningService(unlearning_pb2_grpc.UnlearningServiceServicer):
     ) -> unlearning.GetRolloutResponse:
         return unlearning.GetRolloutResponse(rollout=_rollout(self._staging.rollout))
 
+    @unary
+    async def Purge(self, request: unlearning.PurgeRequest, context: Context) -> unlearning.PurgeResponse:  # noqa: N802
+        _check_reason(request.reason)
+        await self._jobs.purge(request.version, request.reason)
+        return unlearning.PurgeResponse(version=await self._one_version(request.version))
+
     async def _one_version(self, number: int) -> unlearning.Version:
         return next(version for version in await self._all_versions() if version.version == number)
 

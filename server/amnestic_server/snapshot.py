@@ -186,11 +186,21 @@ class Snapshots:
         self._rollout = Rollout(self.get(version), shares, since)
 
     def withdraw(self, version: int) -> None:
-        """Let no further call have this staged version; those in flight are answered. Does nothing if it is gone."""
+        """Let no further call have this version, which isn't active; those in flight are answered.
+
+        Does nothing if it is gone.
+        """
         self._versions.pop(version, None)
         self._staged.discard(version)
         if self._rollout is not None and self._rollout.candidate.version == version:
             self._rollout = None
+
+    def replace_all(self, base: Snapshot) -> None:
+        """Have no other version than this, which is the bundle now and answers as the active one did."""
+        self.base = self._active = base
+        self._versions = {base.version: base}
+        self._staged.clear()
+        self._rollout = None
 
     def pin(self, version: int = 0, key: str = "") -> Pin:
         """Pin the version asked for, or else the active one or the candidate, as the rollout has it for this key.

@@ -4,9 +4,10 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from amnestic_server import caller
+from amnestic_server import caller, purge
 from amnestic_server.bundle import Bundle
 from amnestic_server.caller import Role
 from amnestic_server.engine import Engine
@@ -14,6 +15,7 @@ from amnestic_server.errors import AmnesticError, InvalidArgumentError, Precondi
 from amnestic_server.evaluation import Evaluator, Figures
 from amnestic_server.failpoints import failpoint
 from amnestic_server.metrics import Metrics
+from amnestic_server.persistence import until_stored
 from amnestic_server.records import VersionRecord
 from amnestic_server.snapshot import Snapshot, Snapshots, base_snapshot, patched_snapshot
 from amnestic_server.store import Store
@@ -160,6 +162,47 @@ class Versions:
                 log.warning("version %d is given back: it knows %s again", version, ", ".join(restored))
             failpoint("rollback-committed")
             await self.swap(version)
+
+    async def purge(self, version: int, reason: str) -> None:
+        """Make the active version the bundle itself and leave no other; not while a job is unfinished.
+
+        The files come first: until they are whole, everything can still be asked for, and afterwards a crash is
+        finished by the next start. Returns once nothing is left that knows what was forgotten, in memory or on disk.
+        Raises InvalidArgumentError, NotFoundError, PreconditionError or StoreError; of the last, what was begun is
+        finished by another call or by the next start.
+        """
+        if not reason.strip():
+            raise InvalidArgumentError("a purge needs a reason", field="reason")
+        self._snapshots.get(version)
+        async with self.changing:
+            if version != self.active:
+                raise PreconditionError("that version is not active", field="version", reason="VERSION_NOT_ACTIVE")
+            now = await asyncio.to_thread(purge.rewrite, self._bundle, self._store, version, reason)
+            assert now.manifest.purged is not None
+            await until_stored(partial(self._store.purge, now.digest, now.manifest.purged))
+            failpoint("purge-committed")
+            self.stop_measuring()
+            await self._keep_only(now)
+            await asyncio.to_thread(purge.remove_patches, self._store)
+            log.warning("version %d is the bundle now: %s is purged", version, ", ".join(now.manifest.forgotten))
+            self.measure_active()
+
+    async def _keep_only(self, bundle: Bundle) -> None:
+        """Serve what the bundle is now, whose answers are those of the active version, and nothing else."""
+        snapshots = self._snapshots
+        others = [version for version in snapshots.versions if version != self.active]
+        for version in others:
+            snapshots.withdraw(version)
+        for version in others:
+            # Its rows lie over the base's table, which goes.
+            await snapshots.left(version)
+        self._bundle.become(bundle)
+        self._engine.replace_table(bundle.table)
+        snapshots.replace_all(base_snapshot(bundle, self._engine.device))
+        if self._evaluator is not None:
+            self._evaluator.replace_base(bundle.manifest, snapshots.base)
+        self._figures = {self.active: replace(self._figures.get(self.active, Figures()), probe_ratio={})}
+        self._metrics.show_bundle(bundle.digest)
 
     def measure_active(self) -> None:
         """Start measuring the active version through the served path; a measurement under way is dropped."""

@@ -18,6 +18,7 @@ COMMANDS += [
     ["versions"],
     ["rollback"],
     ["promote"],
+    ["purge"],
     ["status"],
     ["completion"],
     ["serve"],
@@ -45,6 +46,8 @@ def test_help_has_an_example_and_fits(run: Run, command: list[str]) -> None:
         ("jobs", "show"),
         ("jobs", "burn"),
         ("rollback", "1"),
+        ("purge", "2", "--yes"),
+        ("purge", "2", "--yes", "--reason", "why", "--offline"),
         ("versions", "--timeout", "0"),
     ],
 )

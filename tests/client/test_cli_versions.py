@@ -1,4 +1,4 @@
-"""`amnestic versions` and `amnestic rollback`."""
+"""`amnestic versions`, `amnestic rollback` and `amnestic purge`."""
 
 import json
 from typing import Any
@@ -35,3 +35,18 @@ def test_rollback(run: Run, server: Any) -> None:
     assert run("rollback", "1", "--reason", "review").stdout == "version 1 is active; forgotten: none\n"
     assert server.asked("Rollback") == [unlearning_pb2.RollbackRequest(version=1, reason="review")]
     assert json.loads(run("rollback", "1", "--reason", "review", "--json").stdout)["active"] is True
+
+
+def test_purge(run: Run, server: Any) -> None:
+    version = unlearning_pb2.Version(version=2, active=True, forgotten=["renal"])
+    server.script("Purge", unlearning_pb2.PurgeResponse(version=version))
+    told = run("purge", "2", "--reason", "case 4711", "--yes").stdout
+    assert told == "the bundle is version 2 now; purged: renal\n"
+    assert server.asked("Purge") == [unlearning_pb2.PurgeRequest(version=2, reason="case 4711")]
+    told = run("purge", "2", "--reason", "case 4711", "--yes", "--json").stdout
+    assert json.loads(told) == {"version": 2, "forgotten": ["renal"]}
+
+
+def test_a_purge_is_asked_for_again(run: Run, server: Any) -> None:
+    assert run("purge", "2", "--reason", "case 4711").exit_code == 1
+    assert server.asked("Purge") == []

@@ -124,6 +124,7 @@ def test_what_is_safe_to_repeat_is_retried(
         ("cancel_job", "CancelJob", ("a",)),
         ("rollback", "Rollback", (1, "why")),
         ("promote", "PromoteVersion", (2,)),
+        ("purge", "Purge", (2, "why")),
         ("set_rollout", "SetRollout", (2,)),
     ],
 )
@@ -240,6 +241,7 @@ def test_a_timeout_ends_the_call(call: Call, server: Any) -> None:
         ("cancel_job", "CancelJob", ("a",), unlearning_pb2.CancelJobResponse(), 10),
         ("list_versions", "ListVersions", (), unlearning_pb2.ListVersionsResponse(), 10),
         ("rollback", "Rollback", (1, "why"), unlearning_pb2.RollbackResponse(), 60),
+        ("purge", "Purge", (2, "why"), unlearning_pb2.PurgeResponse(), 60),
     ],
 )
 def test_every_call_has_a_deadline(

@@ -253,6 +253,9 @@ def test_versions_and_rollback(call: Call, server: Any) -> None:
     )
     assert call("rollback", 1, "why").version == 1
     assert server.asked("Rollback") == [unlearning_pb2.RollbackRequest(version=1, reason="why")]
+    server.script("Purge", unlearning_pb2.PurgeResponse(version=second))
+    assert call("purge", 2, "case 4711").forgotten == ("renal",)
+    assert server.asked("Purge") == [unlearning_pb2.PurgeRequest(version=2, reason="case 4711")]
 
 
 def test_cancel(call: Call, server: Any) -> None:

@@ -64,6 +64,7 @@ METHODS = (
     "predict",
     "predict_many",
     "promote",
+    "purge",
     "receipt",
     "rollback",
     "rollout",
@@ -151,7 +152,7 @@ def test_the_published_policy_retries_only_what_is_safe_to_repeat() -> None:
         for name in config["name"]
         if "retryPolicy" not in config
     }
-    assert unsafe == {"CancelJob", "Rollback", "PromoteVersion", "SetRollout"}
+    assert unsafe == {"CancelJob", "Rollback", "PromoteVersion", "SetRollout", "Purge"}
 
 
 def test_results_are_frozen_and_slotted() -> None:

@@ -72,9 +72,9 @@ def kept(tmp_path_factory):
 def start_crashing(serve_for_module, tmp_path_factory, kept, check_active):
     """Start a server with a quick worker that dies, or whose disk fails, where it is told to: see `Crashing`."""
 
-    def begin(*flags: str, labels: Sequence[str] = ("alpha",), store: Path | None = None) -> Crashing:
+    def begin(*flags: str, labels: Sequence[str] = ("alpha",), store: Path | None = None, **options: Any) -> Crashing:
         folder = tmp_path_factory.mktemp("crashing")
-        server = serve_for_module(*ATTEMPTS, *flags, start=False)
+        server = serve_for_module(*ATTEMPTS, *flags, start=False, **options)
         if store is not None:
             server.arguments[server.arguments.index("--store") + 1] = str(store)
             server.store = store

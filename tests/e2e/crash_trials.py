@@ -1,9 +1,10 @@
 """One trial: a server is killed at a place on the way of a change, started again, and looked at from all sides."""
 
+import shutil
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from amnestic_client import AmnesticError, Job, JobState
 from amnestic_server import audit
 from amnestic_server.failpoints import Place
 from amnestic_server.signing import PUBLIC_KEY_FILE
+from amnestic_unlearn.manifest import Manifest
 
 QUICK = METHOD | {"epochs": 1}
 # A kill may come again and again at the same job.
+DOCUMENTS = ("a note", "another one")
 ATTEMPTS = ("--max-job-attempts", "100000")
 
 
@@ -43,6 +46,7 @@ class Crashing:
             "promotion": self.promotion_trial,
             "withdrawal": self.withdrawal_trial,
             "rollback": self.rollback_trial,
+            "purge": self.purge_trial,
         }.get(change, self.job_trial)(place)
 
     def job_trial(self, place: Place) -> None:
@@ -96,6 +100,50 @@ class Crashing:
         if place == "rollback-before-commit":
             self.server.client.rollback(1, "trial", restore_forgotten=True)
         assert self.check_active(self.server) == 1
+
+    def purge_trial(self, place: Place) -> None:
+        """On copies, since nothing brings back what is purged."""
+        client = self.server.client
+        if client.get_model().active_version == 1:
+            self._done(self._ask(self._next_labels(), uuid.uuid4().hex))
+        version = client.get_model().active_version
+        answered = client.predict(DOCUMENTS).predictions
+        with self._on_copies() as bundle:
+            self.arm(place)
+            with suppress(AmnesticError):
+                self.server.client.purge(version, "trial", timeout=20)
+            assert self.server.wait() == -9
+            self.disarm()
+            self.server.start()
+            client = self.server.client
+            assert self.server.ready_version == version
+            assert client.predict(DOCUMENTS).predictions == answered
+            assert [one.version for one in client.list_versions() if not one.withdrawn] == [version]
+            assert not list((self.server.store / "patches").iterdir())
+            assert Manifest.read(bundle).purged
+            assert not [path for path in bundle.iterdir() if path.name.startswith(".")]
+            self.audit_verifies()
+
+    @contextmanager
+    def _on_copies(self) -> Iterator[Path]:
+        """The server runs on a copy of its store and of its bundle, whose folder this gives."""
+        server, folder = self.server, self.failpoints.parent / "copies"
+        arguments, store = server.arguments, server.store
+        assert server.terminate() == 0
+        shutil.copytree(store, folder / "store")
+        shutil.copytree(arguments[arguments.index("--bundle") + 1], folder / "bundle")
+        try:
+            own = {"--store": str(folder / "store"), "--bundle": str(folder / "bundle")}
+            flags = [None, *arguments]
+            server.arguments = [own.get(flag or "", value) for flag, value in zip(flags, arguments, strict=False)]
+            server.store = folder / "store"
+            server.start()
+            yield folder / "bundle"
+            assert server.terminate() == 0
+        finally:
+            server.arguments, server.store = arguments, store
+            shutil.rmtree(folder)
+        server.start()
 
     def dies(self, place: Place, change: Callable[[], object]) -> None:
         """Ask for a change that kills the server, and start it again."""

@@ -31,7 +31,7 @@ PREDICT, OPERATE, ADMIN = "predict", "operate", "admin"
 NAMES = {PREDICT: "spiffe://hospital.test/ehr", OPERATE: "ops.hospital.test", ADMIN: "officer.hospital.test"}
 NOBODY = "nobody.hospital.test"
 ISSUER, AUDIENCE = "https://login.hospital.test", "amnestic"
-CHANGES = {"Unlearn", "CancelJob", "Rollback", "PromoteVersion", "SetRollout"}
+CHANGES = {"Unlearn", "CancelJob", "Rollback", "PromoteVersion", "SetRollout", "Purge"}
 READS_OF_JOBS = {"WatchJob", "GetJob", "GetReceipt", "ListJobs", "ListVersions", "GetRollout"}
 SECONDS = 20
 POLICY = """
@@ -196,6 +196,7 @@ def expected(method: Method, role: str | None, *, operations: bool) -> str | Non
     if not operations and method.name in CHANGES:
         return "PERMISSION_DENIED"
     needed = OPERATE if method.name in CHANGES | READS_OF_JOBS else PREDICT
+    needed = ADMIN if method.name == "Purge" else needed
     order = [PREDICT, OPERATE, ADMIN]
     return None if role is not None and order.index(role) >= order.index(needed) else "PERMISSION_DENIED"
 

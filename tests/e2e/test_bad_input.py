@@ -236,6 +236,27 @@ BAD_OTHERS = {
         "active already",
         "VERSION_ACTIVE:version",
     ),
+    "purge of nothing": (
+        "Purge",
+        {"version": 9, "reason": CANARY},
+        "NOT_FOUND",
+        "no such version",
+        "VERSION_NOT_FOUND:version",
+    ),
+    "purge without a reason": (
+        "Purge",
+        {"version": 1},
+        "INVALID_ARGUMENT",
+        "needs a reason",
+        "INVALID_REQUEST:reason",
+    ),
+    "purge where nothing was forgotten": (
+        "Purge",
+        {"version": 1, "reason": CANARY},
+        "FAILED_PRECONDITION",
+        "forgotten nothing",
+        "NOTHING_TO_PURGE",
+    ),
     "promotion of nothing": (
         "PromoteVersion",
         {"version": 9},

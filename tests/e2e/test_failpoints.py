@@ -18,6 +18,7 @@ TRIED = (
     "head-before-signing",
     "promotion-committed",
     "rollback-committed",
+    "purge-in-place",
 )
 
 

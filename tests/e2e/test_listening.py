@@ -225,6 +225,8 @@ def test_every_method_can_be_called_by_reflection_alone(running):
             call("Rollback", version=1, reason="try")
         with pytest.raises(grpc.RpcError, match="that version is active already"):
             call("PromoteVersion", version=1)
+        with pytest.raises(grpc.RpcError, match="nothing that the bundle knows"):
+            call("Purge", version=1, reason="try")
         with pytest.raises(grpc.RpcError, match="staged"):
             call("SetRollout", canaryShare=0.5)
         assert call("GetRollout") == [{}]

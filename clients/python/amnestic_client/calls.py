@@ -154,6 +154,15 @@ def rollback(version: int, reason: str, restore_forgotten: bool) -> Call[types.V
     )
 
 
+def purge(version: int, reason: str) -> Call[types.Version]:
+    return _call(
+        _UNLEARNING,
+        "Purge",
+        convert.purge_request(version, reason),
+        lambda answer: convert.version(answer.version),
+    )
+
+
 def promote(version: int) -> Call[types.Version]:
     return _call(
         _UNLEARNING,

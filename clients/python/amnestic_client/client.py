@@ -224,6 +224,14 @@ class Client:
         """
         return self._run(calls.rollback(version, reason, restore_forgotten), timeout)
 
+    def purge(self, version: int, reason: str, *, timeout: float | None = None) -> Version:
+        """Make the active version the bundle itself, for good, and delete every other; nothing brings them back.
+
+        `version` must be the active one, and no job unfinished. Answers when nothing is left that knows what was
+        forgotten; after a timeout the purge goes on. Where access is controlled, it needs the role admin.
+        """
+        return self._run(calls.purge(version, reason), timeout)
+
     def promote(self, version: int, *, timeout: float | None = None) -> Version:
         """Make a staged version the active one; answers when no call to the version before is in flight."""
         return self._run(calls.promote(version), timeout)

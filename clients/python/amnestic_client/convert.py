@@ -74,6 +74,13 @@ def rollback_request(version: int, reason: str, restore_forgotten: bool) -> unle
     return request
 
 
+def purge_request(version: int, reason: str) -> unlearning_pb2.PurgeRequest:
+    check_text(reason, "reason")
+    request = unlearning_pb2.PurgeRequest(reason=reason)
+    _set(request, "version", version)
+    return request
+
+
 def promote_request(version: int) -> unlearning_pb2.PromoteVersionRequest:
     request = unlearning_pb2.PromoteVersionRequest()
     _set(request, "version", version)

@@ -158,6 +158,18 @@ export class AmnesticClient {
     return convert.version((await this.#unary(rollback, request, options)).version);
   }
 
+  /**
+   * Make the active version the bundle itself, for good, and delete every other; nothing brings them back.
+   *
+   * The version must be the active one, and no job unfinished. Answers when nothing is left that knows what was
+   * forgotten; after a timeout the purge goes on. Where access is controlled, it needs the role admin.
+   */
+  async purge(version: number, reason: string, options: CallOptions = {}): Promise<Version> {
+    const { purge } = UnlearningService.method;
+    const request = convert.request(purge.input, { version, reason });
+    return convert.version((await this.#unary(purge, request, options)).version);
+  }
+
   /** Make a staged version the active one; answers when no call to the version before is in flight. */
   async promote(version: number, options: CallOptions = {}): Promise<Version> {
     const { promoteVersion } = UnlearningService.method;

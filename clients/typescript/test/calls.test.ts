@@ -312,11 +312,12 @@ test("a setting that there isn't", async (t) => {
   await assert.rejects(call, { name: "InvalidArgument", detail: "there is no method.learningRate" });
 });
 
-test("versions, rollback and cancelling", async (t) => {
+test("versions, rollback, purge and cancelling", async (t) => {
   const server = await FakeServer.start(t);
   const second = { version: 2n, active: true, forgotten: ["renal"], jobId: "j", patchDigest: "d", f1: { renal: 0.5 } };
   server.script("ListVersions", { versions: [{ version: 1n }, second] });
   server.script("Rollback", { version: { version: 1n } });
+  server.script("Purge", { version: { version: 2n } });
   server.script("CancelJob", { job: { jobId: "a", state: JobState.CANCELLED } });
   const client = clientOf(t, server.target);
   const none = {
@@ -334,6 +335,9 @@ test("versions, rollback and cancelling", async (t) => {
   assert.equal((await client.rollback(1, "why")).version, 1);
   const { version, reason } = server.asked("Rollback")[0] ?? {};
   assert.deepEqual([version, reason], [1n, "why"]);
+  assert.equal((await client.purge(2, "case 4711")).version, 2);
+  const purge = server.asked("Purge")[0] ?? {};
+  assert.deepEqual([purge["version"], purge["reason"]], [2n, "case 4711"]);
   assert.equal((await client.cancelJob("a")).state, "CANCELLED");
 });
 

@@ -90,6 +90,7 @@ const REPEATABLE: [string, CallOf, object][] = [
 const ONCE: [string, CallOf, object][] = [
   ["CancelJob", (client, options) => client.cancelJob("a", options), { job: {} }],
   ["Rollback", (client, options) => client.rollback(1, "why", options), { version: {} }],
+  ["Purge", (client, options) => client.purge(2, "why", options), { version: {} }],
   ["PromoteVersion", (client, options) => client.promote(2, options), { version: {} }],
   ["SetRollout", (client, options) => client.setRollout({ version: 2, ...options }), { rollout: {} }],
 ];
@@ -163,7 +164,7 @@ for (const [method, call, answer] of [...REPEATABLE, ...ONCE]) {
     await call(clientOf(t, server.target));
     await call(clientOf(t, server.target, { timeoutMs: 3000 }));
     await call(clientOf(t, server.target, { timeoutMs: 3000 }), { timeoutMs: 5000 });
-    const wanted = [["Rollback", "PromoteVersion"].includes(method) ? 60 : 10, 3, 5];
+    const wanted = [["Rollback", "PromoteVersion", "Purge"].includes(method) ? 60 : 10, 3, 5];
     seconds.forEach((left, index) => {
       const limit = wanted[index] ?? NaN;
       assert.ok(limit - 2 < left && left <= limit + 0.1, `${left} of ${limit} s`);

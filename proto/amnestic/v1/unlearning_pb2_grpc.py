@@ -91,6 +91,11 @@ class UnlearningServiceStub:
                 request_serializer=amnestic_dot_v1_dot_unlearning__pb2.GetRolloutRequest.SerializeToString,
                 response_deserializer=amnestic_dot_v1_dot_unlearning__pb2.GetRolloutResponse.FromString,
                 _registered_method=True)
+        self.Purge = channel.unary_unary(
+                '/amnestic.v1.UnlearningService/Purge',
+                request_serializer=amnestic_dot_v1_dot_unlearning__pb2.PurgeRequest.SerializeToString,
+                response_deserializer=amnestic_dot_v1_dot_unlearning__pb2.PurgeResponse.FromString,
+                _registered_method=True)
 
 
 class UnlearningServiceServicer:
@@ -199,6 +204,22 @@ class UnlearningServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Purge(self, request, context):
+        """Purge makes the active version the bundle itself, for good: its rows and head
+        are written into the bundle's files, and every other version and every patch
+        is deleted. Calls go on being answered. The answer comes when nothing is left
+        that knows what was forgotten; where the caller stops waiting, the purge goes
+        on. Where access is controlled, it needs the role admin.
+
+        Errors: INVALID_ARGUMENT (no reason), NOT_FOUND (no such version),
+        FAILED_PRECONDITION (not the active version, a job is unfinished, nothing was
+        forgotten that the bundle knows, the bundle's folder cannot be written),
+        UNAVAILABLE (the disk failed: ask again).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_UnlearningServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -256,6 +277,11 @@ def add_UnlearningServiceServicer_to_server(servicer, server):
                     servicer.GetRollout,
                     request_deserializer=amnestic_dot_v1_dot_unlearning__pb2.GetRolloutRequest.FromString,
                     response_serializer=amnestic_dot_v1_dot_unlearning__pb2.GetRolloutResponse.SerializeToString,
+            ),
+            'Purge': grpc.unary_unary_rpc_method_handler(
+                    servicer.Purge,
+                    request_deserializer=amnestic_dot_v1_dot_unlearning__pb2.PurgeRequest.FromString,
+                    response_serializer=amnestic_dot_v1_dot_unlearning__pb2.PurgeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -557,6 +583,33 @@ class UnlearningService:
             '/amnestic.v1.UnlearningService/GetRollout',
             amnestic_dot_v1_dot_unlearning__pb2.GetRolloutRequest.SerializeToString,
             amnestic_dot_v1_dot_unlearning__pb2.GetRolloutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Purge(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/amnestic.v1.UnlearningService/Purge',
+            amnestic_dot_v1_dot_unlearning__pb2.PurgeRequest.SerializeToString,
+            amnestic_dot_v1_dot_unlearning__pb2.PurgeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -88,6 +88,18 @@ class UnlearningServiceStub:
     """
     GetRollout: _grpc.UnaryUnaryMultiCallable[_unlearning_pb2.GetRolloutRequest, _unlearning_pb2.GetRolloutResponse]
     """GetRollout answers what takes part in the traffic, and what that has told."""
+    Purge: _grpc.UnaryUnaryMultiCallable[_unlearning_pb2.PurgeRequest, _unlearning_pb2.PurgeResponse]
+    """Purge makes the active version the bundle itself, for good: its rows and head
+    are written into the bundle's files, and every other version and every patch
+    is deleted. Calls go on being answered. The answer comes when nothing is left
+    that knows what was forgotten; where the caller stops waiting, the purge goes
+    on. Where access is controlled, it needs the role admin.
+
+    Errors: INVALID_ARGUMENT (no reason), NOT_FOUND (no such version),
+    FAILED_PRECONDITION (not the active version, a job is unfinished, nothing was
+    forgotten that the bundle knows, the bundle's folder cannot be written),
+    UNAVAILABLE (the disk failed: ask again).
+    """
 
 @_typing.type_check_only
 class UnlearningServiceAsyncStub(UnlearningServiceStub):
@@ -149,6 +161,18 @@ class UnlearningServiceAsyncStub(UnlearningServiceStub):
     """
     GetRollout: _aio.UnaryUnaryMultiCallable[_unlearning_pb2.GetRolloutRequest, _unlearning_pb2.GetRolloutResponse]  # type: ignore[assignment]
     """GetRollout answers what takes part in the traffic, and what that has told."""
+    Purge: _aio.UnaryUnaryMultiCallable[_unlearning_pb2.PurgeRequest, _unlearning_pb2.PurgeResponse]  # type: ignore[assignment]
+    """Purge makes the active version the bundle itself, for good: its rows and head
+    are written into the bundle's files, and every other version and every patch
+    is deleted. Calls go on being answered. The answer comes when nothing is left
+    that knows what was forgotten; where the caller stops waiting, the purge goes
+    on. Where access is controlled, it needs the role admin.
+
+    Errors: INVALID_ARGUMENT (no reason), NOT_FOUND (no such version),
+    FAILED_PRECONDITION (not the active version, a job is unfinished, nothing was
+    forgotten that the bundle knows, the bundle's folder cannot be written),
+    UNAVAILABLE (the disk failed: ask again).
+    """
 
 class UnlearningServiceServicer(metaclass=_abc_1.ABCMeta):
     """UnlearningService makes the served classifier forget labels, and manages the
@@ -273,5 +297,23 @@ class UnlearningServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_unlearning_pb2.GetRolloutResponse, _abc.Awaitable[_unlearning_pb2.GetRolloutResponse]]:
         """GetRollout answers what takes part in the traffic, and what that has told."""
+
+    @_abc_1.abstractmethod
+    def Purge(
+        self,
+        request: _unlearning_pb2.PurgeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_unlearning_pb2.PurgeResponse, _abc.Awaitable[_unlearning_pb2.PurgeResponse]]:
+        """Purge makes the active version the bundle itself, for good: its rows and head
+        are written into the bundle's files, and every other version and every patch
+        is deleted. Calls go on being answered. The answer comes when nothing is left
+        that knows what was forgotten; where the caller stops waiting, the purge goes
+        on. Where access is controlled, it needs the role admin.
+
+        Errors: INVALID_ARGUMENT (no reason), NOT_FOUND (no such version),
+        FAILED_PRECONDITION (not the active version, a job is unfinished, nothing was
+        forgotten that the bundle knows, the bundle's folder cannot be written),
+        UNAVAILABLE (the disk failed: ask again).
+        """
 
 def add_UnlearningServiceServicer_to_server(servicer: UnlearningServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

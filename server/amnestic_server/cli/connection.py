@@ -88,8 +88,8 @@ def connected(function: Callable[Concatenate[Connection, P], None]) -> Callable[
         type=click.FloatRange(min=0, min_open=True),
         envvar="AMNESTIC_TIMEOUT",
         show_envvar=True,
-        help=f"Longest wait for an answer; {QUERY_TIMEOUT:g}, for a rollback or a promotion {ROLLBACK_TIMEOUT:g},"
-        " unless given. A job is watched for as long as it takes.",
+        help=f"Longest wait for an answer; {QUERY_TIMEOUT:g}, for a rollback, a promotion or a purge"
+        f" {ROLLBACK_TIMEOUT:g}, unless given. A job is watched for as long as it takes.",
     )
     @click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
     @functools.wraps(function)
