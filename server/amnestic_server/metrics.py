@@ -17,6 +17,7 @@ from prometheus_client import (
     ProcessCollector,
 )
 
+from amnestic_server.recent_calls import RecentCalls
 from amnestic_server.records import JobState
 
 LATENCY_BUCKETS = (
@@ -86,6 +87,7 @@ class Metrics:
             buckets=LATENCY_BUCKETS,
             registry=registry,
         )
+        self.recent_calls = RecentCalls()
         self.stage_seconds = Histogram(
             "amnestic_stage_seconds",
             "Time of a prediction in each stage (tokenizer, queue, engine), in seconds.",
@@ -226,6 +228,13 @@ class Metrics:
             "amnestic_model", "The model served, the device asked for and the provider in use.", registry=registry
         )
         self.ready = Gauge("amnestic_ready", "1 while the server takes calls.", registry=registry)
+
+    def call_ended(self, method: str, code: str, ended: float, seconds: float) -> None:
+        """Count and time a call by its method and status code; it ended at a time of `time.perf_counter`."""
+        self.requests.labels(method, code).inc()
+        self.request_seconds.labels(method, code).observe(seconds)
+        if method in PREDICT_METHODS:
+            self.recent_calls.add(code, ended, seconds)
 
     def show_quality(
         self,
