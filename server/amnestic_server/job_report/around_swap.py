@@ -45,6 +45,11 @@ def tell(calls: Sequence[CallsInSecond] | None, *, swapped: bool) -> AroundSwap:
     return AroundSwap(sides=_sides(calls), seconds=[_second(second) for second in calls])
 
 
+def place(offset: int) -> str:
+    """A place in time, so many seconds after the swap, with the sign that is as wide as a plus."""
+    return f"{offset:+d} s".replace("-", "\N{MINUS SIGN}") if offset else "0 s"
+
+
 def milliseconds(seconds: float | None) -> str:
     return "" if seconds is None else f"{seconds * 1000:,.1f}"
 
@@ -75,9 +80,4 @@ def _time(of: Callable[[list[float]], float], seconds: Iterable[float | None]) -
 def _second(one: CallsInSecond) -> tuple[str, tuple[str, ...]]:
     counts = (f"{count:,}" for count in (one.calls, one.failed_calls, one.cancelled_calls))
     times = map(milliseconds, (one.p50_seconds, one.p99_seconds, one.max_seconds))
-    return f"{_place(one.offset)} to {_place(one.offset + 1)}", (*counts, *times)
-
-
-def _place(offset: int) -> str:
-    """With the sign that is as wide as a plus."""
-    return f"{offset:+d}".replace("-", "\N{MINUS SIGN}") if offset else "0"
+    return place(one.offset), (*counts, *times)

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from amnestic_client import CallsInSecond
+from amnestic_server.job_report.around_swap import place
 
 # Percent of the width; what lies to the left is for the scale.
 LEFT, RIGHT = 13.0, 98.0
-# Pixels, from the top: room for a word, the plot, counts of failed calls, the seconds.
+# Pixels, from the top: room for a word, the plot, marks of failed calls, the seconds.
 TOP, BOTTOM, FAILED, HEIGHT = 26, 186, 206, 232
 MOST_STEPS = 5
 
@@ -34,13 +35,13 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class CallsFigure:
-    """`scale` are times, `seconds` places in time, and `failed` counts above zero, each with its place."""
+    """`scale` are times and `seconds` moments, each with its place; `failed` places of seconds with failed calls."""
 
     series: list[Series]
     swap: float
     scale: list[tuple[float, str]]
     seconds: list[tuple[float, str]]
-    failed: list[tuple[float, str]]
+    failed: list[float]
     top: int = TOP
     bottom: int = BOTTOM
     failed_y: int = FAILED
@@ -72,8 +73,8 @@ def draw(calls: Sequence[CallsInSecond]) -> CallsFigure | None:
         series=[series("p99"), series("p50")],
         swap=x(0),
         scale=[(y(count * step), f"{count * step * 1000:g} ms") for count in range(highest + 1)],
-        seconds=[(x(offset), _told(offset)) for offset in range(first, last + 1) if offset % 5 == 0 and offset],
-        failed=[(x(one.offset + 0.5), f"{one.failed_calls:,}") for one in calls if one.failed_calls],
+        seconds=[(x(offset), place(offset)) for offset in range(first, last + 1) if offset % 5 == 0 and offset],
+        failed=[x(one.offset + 0.5) for one in calls if one.failed_calls],
     )
 
 
@@ -81,7 +82,3 @@ def _step(longest: float) -> float:
     """The smallest of 1, 2 and 5 times a power of ten that reaches this in no more than `MOST_STEPS` steps."""
     power = 10.0 ** math.floor(math.log10(longest / MOST_STEPS))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power * MOST_STEPS >= longest)
-
-
-def _told(offset: int) -> str:
-    return f"{abs(offset)} s {'before' if offset < 0 else 'after'}"
