@@ -67,9 +67,13 @@ class CallCounts:
 
 
 class Metrics:
-    """Made once a process; handed to whoever measures."""
+    """Made once a process; handed to whoever measures.
+
+    `recent_calls` is no metric: it has what a scrape cannot tell, second by second.
+    """
 
     def __init__(self) -> None:
+        self.recent_calls = RecentCalls()
         registry = self.registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
@@ -87,7 +91,6 @@ class Metrics:
             buckets=LATENCY_BUCKETS,
             registry=registry,
         )
-        self.recent_calls = RecentCalls()
         self.stage_seconds = Histogram(
             "amnestic_stage_seconds",
             "Time of a prediction in each stage (tokenizer, queue, engine), in seconds.",

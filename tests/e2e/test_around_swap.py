@@ -126,6 +126,7 @@ def test_jobs_without_a_swap_and_one_whose_server_was_killed_have_none(story):
 
 def test_a_promotion_has_it_and_a_rollback_is_no_jobs(story):
     after = [one for one in seconds_of(story, story.promoted) if one.offset >= 0]
+    assert after[-1].offset < 8, "the server that stopped waited for the seconds after the swap"
     assert {(one.calls, one.p50_seconds, one.max_seconds) for one in after} == {(0, None, None)}
     with audit.reading(story.server.store) as db:
         stored = Counter(tuple(row) for row in db.execute("SELECT version, job_id FROM swaps"))
