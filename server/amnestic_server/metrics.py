@@ -232,13 +232,6 @@ class Metrics:
         )
         self.ready = Gauge("amnestic_ready", "1 while the server takes calls.", registry=registry)
 
-    def call_ended(self, method: str, code: str, ended: float, seconds: float) -> None:
-        """Count and time a call by its method and status code; it ended at a time of `time.perf_counter`."""
-        self.requests.labels(method, code).inc()
-        self.request_seconds.labels(method, code).observe(seconds)
-        if method in PREDICT_METHODS:
-            self.recent_calls.add(code, ended, seconds)
-
     def show_quality(
         self,
         f1: Mapping[str, float],
@@ -266,6 +259,13 @@ class Metrics:
         self.rollout_version.set_function(lambda: figure("version"))
         self.rollout_canary_share.set_function(lambda: figure("canary"))
         self.rollout_shadow_share.set_function(lambda: figure("shadow"))
+
+    def call_ended(self, method: str, code: str, ended: float, seconds: float) -> None:
+        """Count and time a call by its method and status code; it ended at a time of `time.perf_counter`."""
+        self.requests.labels(method, code).inc()
+        self.request_seconds.labels(method, code).observe(seconds)
+        if method in PREDICT_METHODS:
+            self.recent_calls.add(code, ended, seconds)
 
     def predict_calls(self) -> CallCounts:
         """How many calls predicted since the start, and how long they took."""
