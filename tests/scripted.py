@@ -164,6 +164,8 @@ def started(bundle, corpus_path, tmp_path, monkeypatch):
         finally:
             await jobs.close()
             versions.stop_measuring()
+            versions.around_swaps.stop()
+            await versions.around_swaps.recorded()
             await asyncio.to_thread(batcher.close)
             store.close()
 

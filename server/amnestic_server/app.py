@@ -172,10 +172,11 @@ async def serve(settings: Settings, *, as_json: bool = False) -> None:
         await health.enter_graceful_shutdown()
         # So that who watches hears of it before a call is refused, and sends no more.
         await asyncio.sleep(settings.exit_notice_secs)
+        versions.around_swaps.stop()
         predictor.drain()
         versions.stop_measuring()
         shadow.close()
-        unanswered = await _finish(jobs, batcher, settings.exit_timeout_secs)
+        unanswered = await _finish(jobs, versions, batcher, settings.exit_timeout_secs)
         health.end_watches()
         await ports.stop(grace=1.0)
         log.info("stopped")
@@ -193,15 +194,17 @@ async def _first_of(*events: asyncio.Event) -> None:
         task.cancel()
 
 
-async def _finish(jobs: Jobs, batcher: Batcher, seconds: float) -> int:
-    """Stop the job and answer what was accepted, both within so many seconds; returns the documents left unanswered.
+async def _finish(jobs: Jobs, versions: Versions, batcher: Batcher, seconds: float) -> int:
+    """Stop the job, answer what was accepted, and write down what was felt around a swap, all within so many seconds;
+    returns the documents left unanswered.
 
     A job that activates its version waits for the calls of the version before, so what holds them up holds it up. What
     it has committed by then is found at the next start.
     """
     closing = asyncio.create_task(jobs.close())
     answered = asyncio.create_task(batcher.idle(seconds))
-    await asyncio.wait((closing, answered), timeout=seconds)
+    recorded = asyncio.create_task(versions.around_swaps.recorded())
+    await asyncio.wait((closing, answered, recorded), timeout=seconds)
     unanswered = batcher.open_documents
     batcher.fail_open_calls(DrainingError)
     return unanswered

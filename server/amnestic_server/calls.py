@@ -158,9 +158,9 @@ class _Measured:
                 code = "CANCELLED"
             case _:
                 code = "INTERNAL"
-        seconds = time.perf_counter() - self._started
-        self._metrics.requests.labels(self._method, code).inc()
-        self._metrics.request_seconds.labels(self._method, code).observe(seconds)
+        ended = time.perf_counter()
+        seconds = ended - self._started
+        self._metrics.call_ended(self._method, code, ended, seconds)
         if log.isEnabledFor(logging.DEBUG):
             self._log(code, seconds, error, answer)
         self._trace.end(code)

@@ -34,6 +34,7 @@ from amnestic_server.evaluation import Evaluator
 from amnestic_server.failpoints import failpoint
 from amnestic_server.metrics import Metrics
 from amnestic_server.persistence import until_stored
+from amnestic_server.recent_calls import CallsInSecond
 from amnestic_server.records import JobRecord, JobState
 from amnestic_server.request import UnlearnRequest, default_limits, relaxed_gates
 from amnestic_server.settings import Settings
@@ -53,11 +54,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class JobView:
-    """A job as it is stored, and where it is at this moment."""
+    """A job as it is stored, and where it is at this moment.
+
+    `calls_around_swap` is by second; empty where it was not recorded, and where many jobs are told of at once.
+    """
 
     record: JobRecord
     request: UnlearnRequest
     progress: Progress
+    calls_around_swap: tuple[CallsInSecond, ...] = ()
 
     @property
     def relaxed_gates(self) -> tuple[str, ...]:
@@ -156,7 +161,9 @@ class Jobs:
         return self._view(record)
 
     async def get(self, job_id: str) -> JobView:
-        return self._view(await asyncio.to_thread(self._store.job, job_id))
+        view = self._view(await asyncio.to_thread(self._store.job, job_id))
+        calls = await asyncio.to_thread(self._store.calls_around_swap, job_id) if view.record.version else ()
+        return dataclasses.replace(view, calls_around_swap=calls)
 
     async def receipt(self, job_id: str) -> tuple[str, str]:
         """The signed statement of what a job did and measured, and the public key that it was signed under, in PEM.

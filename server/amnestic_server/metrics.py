@@ -17,6 +17,7 @@ from prometheus_client import (
     ProcessCollector,
 )
 
+from amnestic_server.recent_calls import RecentCalls
 from amnestic_server.records import JobState
 
 LATENCY_BUCKETS = (
@@ -66,9 +67,13 @@ class CallCounts:
 
 
 class Metrics:
-    """Made once a process; handed to whoever measures."""
+    """Made once a process; handed to whoever measures.
+
+    `recent_calls` is no metric: it has what a scrape cannot tell, second by second.
+    """
 
     def __init__(self) -> None:
+        self.recent_calls = RecentCalls()
         registry = self.registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
@@ -263,6 +268,13 @@ class Metrics:
         self.rollout_version.set_function(lambda: figure("version"))
         self.rollout_canary_share.set_function(lambda: figure("canary"))
         self.rollout_shadow_share.set_function(lambda: figure("shadow"))
+
+    def call_ended(self, method: str, code: str, ended: float, seconds: float) -> None:
+        """Count and time a call by its method and status code; it ended at a time of `time.perf_counter`."""
+        self.requests.labels(method, code).inc()
+        self.request_seconds.labels(method, code).observe(seconds)
+        if method in PREDICT_METHODS:
+            self.recent_calls.add(code, ended, seconds)
 
     def predict_calls(self) -> CallCounts:
         """How many calls predicted since the start, and how long they took."""

@@ -300,6 +300,7 @@ def _job(view: JobView) -> unlearning.Job:
         finished_at=_timestamp(record.finished_at),
         attempts=record.attempts,
         swap_seconds=record.detail.get("swap_seconds", 0.0),
+        calls_around_swap=[unlearning.CallsInSecond(**asdict(second)) for second in view.calls_around_swap],
     )
 
 

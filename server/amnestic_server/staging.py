@@ -127,7 +127,7 @@ class Staging:
             await asyncio.to_thread(self._store.promote, version, evidence)
             failpoint("promotion-committed")
             log.info("job %s: version %d is promoted; its rollout: %s", job.job_id, version, evidence or "none")
-            seconds = await self._versions.swap(version)
+            seconds = await self._versions.swap(version, job.job_id)
             failpoint("promotion-swapped")
             detail = {**job.detail, "swap_seconds": seconds}
             await until_stored(partial(self._store.update_job, job.job_id, JobState.SUCCEEDED, detail))

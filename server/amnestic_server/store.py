@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from amnestic import dsse
-from amnestic_server import audit, durable, signing
+from amnestic_server import audit, durable, signing, swaps
 from amnestic_server.errors import NotFoundError, PreconditionError, StartError, StoreError
 from amnestic_server.failpoints import failpoint
+from amnestic_server.recent_calls import CallsInSecond
 from amnestic_server.records import JobRecord, JobState, VersionRecord
 from amnestic_server.rollout import RolloutRecord, Shares
 from amnestic_server.snapshot import BASE_VERSION
@@ -183,6 +184,15 @@ class Store:
         with self._transaction() as db:
             return audit.records(db, job_id)
 
+    def record_swap(self, version: int, job_id: str | None, at: float, seconds: Sequence[CallsInSecond]) -> None:
+        with self._transaction() as db:
+            swaps.add(db, version, job_id, at, seconds)
+
+    def calls_around_swap(self, job_id: str) -> tuple[CallsInSecond, ...]:
+        """Of the swap to the job's version; empty if none was recorded."""
+        with self._transaction() as db:
+            return swaps.of_job(db, job_id)
+
     def last_ended_job(self) -> JobRecord | None:
         with self._transaction() as db:
             row = db.execute(
@@ -334,7 +344,8 @@ class Store:
         if known != SCHEMA_VERSION and self._db.execute("SELECT 1 FROM sqlite_schema").fetchone():
             raise StartError("the store was made by a version of Amnestic that this one cannot read")
         # All at once: half of the tables, without their version, would be taken for those of another Amnestic.
-        self._db.executescript(f"BEGIN;{SCHEMA}{audit.TABLE}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
+        tables = f"{SCHEMA}{audit.TABLE}{swaps.TABLE}"
+        self._db.executescript(f"BEGIN;{tables}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
 
     def _bind_to(self, bundle_digest: str, purged: Purged | None) -> None:
         with self._transaction() as db:

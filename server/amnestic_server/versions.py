@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from amnestic_server import caller, purge
+from amnestic_server.around_swaps import AroundSwaps
 from amnestic_server.bundle import Bundle
 from amnestic_server.caller import Role
 from amnestic_server.engine import Engine
@@ -96,6 +97,7 @@ class Versions:
         self._evaluator = evaluator
         self._metrics = metrics
         self.changing = asyncio.Lock()
+        self.around_swaps = AroundSwaps(store, metrics.recent_calls)
         self._measuring: asyncio.Task[None] | None = None
         self._figures: dict[int, Figures] = {}
         metrics.active_version.set(snapshots.active.version)
@@ -124,7 +126,7 @@ class Versions:
         """
         async with self.changing:
             version = await self._add(gated, staged=False)
-            return version, await self.swap(version)
+            return version, await self.swap(version, gated.job_id)
 
     async def stage_patch(self, gated: GatedPatch) -> int:
         """The same, but keep the version beside the active one until it is promoted or withdrawn; returns it."""
@@ -215,14 +217,15 @@ class Versions:
         if self._measuring is not None:
             self._measuring.cancel()
 
-    async def swap(self, version: int) -> float:
+    async def swap(self, version: int, job_id: str | None = None) -> float:
         """Serve a version that is committed as the active one, and return once the one before answers no more.
 
-        What is staged otherwise is withdrawn with it. Returns the seconds from the swap to the last answer of the
-        version before.
+        What is staged otherwise is withdrawn with it. `job_id` is the job that ends with this. Returns the seconds from
+        the swap to the last answer of the version before.
         """
         started = time.perf_counter()
         self._snapshots.activate(version)
+        self.around_swaps.note(version, job_id, started)
         failpoint("version-swapped")
         await self._snapshots.drained()
         failpoint("version-drained")

@@ -166,6 +166,18 @@ def finished_job() -> unlearning_pb2.Job:
         attempts=1,
         swap_seconds=0.0031,
         relaxed_gates=["forget_auroc_max", "probe_ratio_max"],
+        calls_around_swap=[
+            unlearning_pb2.CallsInSecond(
+                offset=-1,
+                calls=9,
+                failed_calls=2,
+                cancelled_calls=1,
+                p50_seconds=0.25,
+                p99_seconds=0.5,
+                max_seconds=0.75,
+            ),
+            unlearning_pb2.CallsInSecond(offset=0, calls=1, failed_calls=1),
+        ],
     )
     job.created_at.FromJsonString("2026-03-01T12:00:00Z")
     job.started_at.FromJsonString("2026-03-01T12:00:01Z")

@@ -22,6 +22,7 @@ JSON = PAGE.partition("## JSON")[2]
         "Progress",
         "Gate",
         "ChangeReport",
+        "CallsInSecond",
         "Version",
         "Rollout",
         "DecisionDifference",

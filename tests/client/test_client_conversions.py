@@ -9,6 +9,7 @@ import pytest
 
 from amnestic.v1 import prediction_pb2, unlearning_pb2
 from amnestic_client import (
+    CallsInSecond,
     ChangeReport,
     DecisionDifference,
     Gate,
@@ -150,6 +151,10 @@ def test_job_is_read_in_full(call: Call, server: Any, finished_job: Any) -> None
     assert job.finished_at == datetime(2026, 3, 1, 12, 0, 20, 500_000, tzinfo=UTC)
     assert job.swap_seconds == 0.0031
     assert job.relaxed_gates == ("forget_auroc_max", "probe_ratio_max")
+    assert job.calls_around_swap == (
+        CallsInSecond(-1, 9, 2, 1, 0.25, 0.5, 0.75),
+        CallsInSecond(0, 1, 1, 0, None, None, None),
+    )
 
 
 def test_what_a_young_job_lacks_is_none(call: Call, server: Any) -> None:

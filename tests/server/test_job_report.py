@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,9 +12,9 @@ from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from amnestic import dsse
-from amnestic_client import SignatureError
+from amnestic_client import CallsInSecond, SignatureError
 from amnestic_server.cli import group
-from amnestic_server.job_report import benchmark, intervals
+from amnestic_server.job_report import benchmark, calls_figure, intervals
 from amnestic_server.job_report.page import Source, render
 from amnestic_server.receipt import CLAIM, STATEMENT
 
@@ -100,8 +101,13 @@ def signed(stated: dict) -> str:
     return dsse.sign(dsse.IN_TOTO, json.dumps(stated).encode(), KEY)
 
 
-def report(stated: dict) -> str:
-    return render(signed(stated), PEM, Source(receipt="receipt.json", key="key.pem"))
+def report(stated: dict, calls: Sequence[CallsInSecond] | None = None) -> str:
+    return render(signed(stated), PEM, Source(receipt="receipt.json", key="key.pem"), calls)
+
+
+def second(offset: int, calls: int = 100, failed: int = 0, cancelled: int = 0, p99: float | None = 0.02):
+    p50, longest = (None, None) if p99 is None else (p99 / 2, p99 * 2)
+    return CallsInSecond(offset, calls, failed, cancelled, p50, p99, longest)
 
 
 class Page(HTMLParser):
@@ -201,6 +207,7 @@ def test_a_rejected_job_says_that_nothing_was_changed() -> None:
     assert "no number 0.95 failed" in text
     assert "It was not kept" in text
     assert "The swap itself no swap" in text
+    assert "No version became active, so there was no swap." in text
 
 
 def test_a_trial_run_says_that_nothing_was_changed() -> None:
@@ -259,6 +266,75 @@ def test_what_to_report_must_be_said_once_and_a_file_needs_a_key(arguments: list
     file.write_text(signed(statement()))
     run = CliRunner().invoke(group, ["report", *(str(file) if one == "FILE" else one for one in arguments)])
     assert run.exit_code == 2
+
+
+def test_calls_around_the_swap_are_told_as_the_servers_own_unsigned_measurement() -> None:
+    calls = [
+        second(-3),
+        second(-2, 900, p99=0.03),
+        second(-1, p99=0.016),
+        second(0, 70, 3, 2, 1.5),
+        second(1, 0, p99=None),
+    ]
+    html = report(statement(), calls)
+    text = Page(html).text
+    for told in (
+        "Measured by the server, and not signed: the receipt was made before these seconds were over",
+        "Seconds measured 3 2",
+        "Calls 1,100 70 Failed 0 3 Given up by the caller 0 2",
+        "Half took at most (p50), middle second 10.0 ms 750.0 ms",
+        "99 % took at most (p99), middle second 20.0 ms 1,500.0 ms",
+        "99 % took at most (p99), worst second 30.0 ms 1,500.0 ms",
+        "Longest call 60.0 ms 3,000.0 ms",
+        "\N{MINUS SIGN}1 s 100 0 0 8.0 16.0 32.0 0 s 70 3 2 750.0 1,500.0 3,000.0 +1 s 0 0 0",
+        " stands below each second in which calls failed",
+    ):
+        assert told in text, told
+    assert loads_nothing(html)
+    titles = [attributes for tag, attributes in Page(html).tags if tag == "title"]
+    assert [one.get("id") for one in titles] == [None, "figure-title", "calls-title"]
+
+
+def test_the_drawing_of_calls_is_to_scale_and_has_a_gap_where_nothing_was_answered() -> None:
+    drawn = calls_figure.draw(
+        [second(-2, p99=0.01), second(-1, p99=0.04), second(0, p99=None), second(1, 5, 5, p99=0.02)]
+    )
+    assert drawn is not None
+    p99, p50 = drawn.series
+    bottom, height = drawn.bottom, drawn.bottom - drawn.top
+    assert [text for _, text in drawn.scale] == ["0 ms", "10 ms", "20 ms", "30 ms", "40 ms"]
+    assert [(bottom - point.y) / height for point in p99.points] == pytest.approx([0.25, 1.0, 0.5], abs=1e-3)
+    assert [(bottom - point.y) / height for point in p50.points] == pytest.approx([0.125, 0.5, 0.25], abs=1e-3)
+    assert p99.lines == [(p99.points[0], p99.points[1])]
+    assert p99.points[1].x < drawn.swap < p99.points[2].x
+    assert drawn.failed == [p99.points[2].x]
+    assert calls_figure.draw([second(0, 7, 7, p99=None)]) is None
+
+
+@pytest.mark.parametrize("longest", [1e-6, 0.00031, 0.0099, 0.05, 0.0501, 0.7, 1.0, 29.0])
+def test_the_scale_of_times_is_round_and_reaches_the_longest(longest: float) -> None:
+    drawn = calls_figure.draw([second(0, p99=longest)])
+    assert drawn is not None
+    steps = len(drawn.scale) - 1
+    highest = float(drawn.scale[-1][1].removesuffix(" ms")) / 1000
+    assert 2 <= steps <= 5
+    assert longest <= highest * (1 + 1e-9)
+    assert highest < 2 * longest
+    assert f"{highest / steps:.6e}"[:8] in ("1.000000", "2.000000", "5.000000")
+
+
+@pytest.mark.parametrize(
+    ("calls", "told"),
+    [
+        (None, "A saved receipt does not hold it"),
+        ((), "The server has recorded nothing of it"),
+        ([second(-1, 0, p99=None), second(0, 0, p99=None)], "No calls came in these seconds."),
+    ],
+)
+def test_where_there_are_no_calls_to_show_the_report_says_why(calls: Sequence[CallsInSecond] | None, told: str) -> None:
+    html = report(statement(), calls)
+    assert told in Page(html).text
+    assert "calls-title" not in html
 
 
 def test_the_interval_of_f1_is_wilsons_carried_over() -> None:

@@ -25,6 +25,7 @@ from amnestic_client.receipt import SignatureError, verify_receipt
 from amnestic_client.tls import Tls, TlsError
 from amnestic_client.types import (
     Answer,
+    CallsInSecond,
     ChangeReport,
     DecisionDifference,
     Gate,
@@ -52,6 +53,7 @@ __all__ = [
     "AmnesticError",
     "Answer",
     "AsyncClient",
+    "CallsInSecond",
     "Cancelled",
     "ChangeReport",
     "Client",

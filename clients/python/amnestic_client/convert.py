@@ -155,6 +155,7 @@ def job(message: unlearning_pb2.Job) -> types.Job:
         started_at=_time(message, "started_at"),
         finished_at=_time(message, "finished_at"),
         relaxed_gates=tuple(message.relaxed_gates),
+        calls_around_swap=tuple(map(_second, message.calls_around_swap)),
     )
 
 
@@ -206,6 +207,12 @@ def _progress(message: unlearning_pb2.Progress) -> types.Progress:
 
 def _change(message: unlearning_pb2.ChangeReport) -> types.ChangeReport:
     return _record(types.ChangeReport, message, tokens=tuple(message.tokens))
+
+
+def _second(message: Message) -> types.CallsInSecond:
+    times = ("p50_seconds", "p99_seconds", "max_seconds")
+    known = {name: getattr(message, name) if message.HasField(name) else None for name in times}
+    return _record(types.CallsInSecond, message, **known)
 
 
 def _load(message: prediction_pb2.Load) -> types.Load:

@@ -247,10 +247,30 @@ class ChangeReport:
 
 
 @dataclass(frozen=True, slots=True)
+class CallsInSecond:
+    """The calls that predict which ended in one second, `offset` seconds after a version became active; before it if
+    negative.
+
+    `failed_calls` (without the caller's fault) and `cancelled_calls` (the caller left) are among `calls`. The times are
+    those of the others, as the server took them; None without any.
+    """
+
+    offset: int
+    calls: int
+    failed_calls: int
+    cancelled_calls: int
+    p50_seconds: float | None
+    p99_seconds: float | None
+    max_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One forget request and its life. `forgotten` are all labels that the resulting version forgets.
 
-    `relaxed_gates` names the limits that were looser than the server's defaults.
+    `relaxed_gates` names the limits that were looser than the server's defaults. `calls_around_swap` are the seconds
+    before and after the version became active, the server's own measurement; empty until 10 seconds after that, and in
+    a list of jobs.
     """
 
     job_id: str
@@ -274,6 +294,7 @@ class Job:
     swap_seconds: float
     relaxed_gates: tuple[str, ...]
     stage: bool = False
+    calls_around_swap: tuple[CallsInSecond, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,6 +115,7 @@ export function job(message: unlearning.Job | undefined): types.Job {
     gates: message.gates.map((gate) => ({ ...plain(gate), label: gate.label || undefined })),
     change: message.change && { ...plain(message.change), parametersChanged: Number(message.change.parametersChanged) },
     createdAt: dateOf(message.createdAt),
+    callsAroundSwap: message.callsAroundSwap.map(secondOf),
   };
 }
 
@@ -172,6 +173,18 @@ function courseOf(message: unlearning.Job | prediction.JobSummary) {
 function methodOf(message: unlearning.Method): types.Method {
   const { seed, ...others } = plain(message);
   return seed === undefined ? others : { ...others, seed: seed <= Number.MAX_SAFE_INTEGER ? Number(seed) : seed };
+}
+
+function secondOf(message: unlearning.CallsInSecond): types.CallsInSecond {
+  return {
+    ...plain(message),
+    calls: Number(message.calls),
+    failedCalls: Number(message.failedCalls),
+    cancelledCalls: Number(message.cancelledCalls),
+    p50Seconds: message.p50Seconds,
+    p99Seconds: message.p99Seconds,
+    maxSeconds: message.maxSeconds,
+  };
 }
 
 function progressOf(message: unlearning.Progress): types.Progress {

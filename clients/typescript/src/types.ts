@@ -219,6 +219,22 @@ export interface ChangeReport {
   readonly trainingSeconds: number;
 }
 
+/** The calls that predict which ended in one second, before or after a version became active. */
+export interface CallsInSecond {
+  /** When the second began, in seconds from that moment; negative before it. */
+  readonly offset: number;
+  /** All of them: answered, failed or cancelled. */
+  readonly calls: number;
+  /** Those that failed without the caller's fault. */
+  readonly failedCalls: number;
+  /** Those whose caller left. */
+  readonly cancelledCalls: number;
+  /** The times are those of the calls answered, as the server took them; undefined without any. */
+  readonly p50Seconds: number | undefined;
+  readonly p99Seconds: number | undefined;
+  readonly maxSeconds: number | undefined;
+}
+
 /** One forget request and its life. */
 export interface Job {
   readonly jobId: string;
@@ -247,6 +263,8 @@ export interface Job {
   readonly swapSeconds: number;
   /** The limits that were looser than the server's defaults. */
   readonly relaxedGates: readonly string[];
+  /** By second around the moment in which the version became active; empty until 10 s after it, and in a list of jobs. */
+  readonly callsAroundSwap: readonly CallsInSecond[];
 }
 
 /** A job in short: without its reason, its settings and the word pieces that it changed. */

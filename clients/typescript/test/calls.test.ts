@@ -47,6 +47,10 @@ const FINISHED = {
   attempts: 1,
   swapSeconds: 0.0031,
   relaxedGates: ["forget_auroc_max"],
+  callsAroundSwap: [
+    { offset: -1, calls: 9n, failedCalls: 2n, cancelledCalls: 1n, p50Seconds: 0.25, p99Seconds: 0.5, maxSeconds: 0.75 },
+    { offset: 0, calls: 1n, failedCalls: 1n },
+  ],
 };
 
 test("a prediction is read in full", async (t) => {
@@ -229,6 +233,18 @@ test("a job is read in full", async (t) => {
     createdAt: new Date("2026-03-01T12:00:00Z"),
     startedAt: undefined,
     finishedAt: new Date("2026-03-01T12:00:20.5Z"),
+    callsAroundSwap: [
+      { ...FINISHED.callsAroundSwap[0], calls: 9, failedCalls: 2, cancelledCalls: 1 },
+      {
+        offset: 0,
+        calls: 1,
+        failedCalls: 1,
+        cancelledCalls: 0,
+        p50Seconds: undefined,
+        p99Seconds: undefined,
+        maxSeconds: undefined,
+      },
+    ],
   });
 });
 

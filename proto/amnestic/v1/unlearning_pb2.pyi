@@ -402,6 +402,7 @@ class Job(_message.Message):
     SWAP_SECONDS_FIELD_NUMBER: _builtins.int
     RELAXED_GATES_FIELD_NUMBER: _builtins.int
     STAGE_FIELD_NUMBER: _builtins.int
+    CALLS_AROUND_SWAP_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """Id of the job, drawn by the server."""
     request_id: _builtins.str
@@ -470,6 +471,15 @@ class Job(_message.Message):
         asked for.
         """
 
+    @_builtins.property
+    def calls_around_swap(self) -> _containers.RepeatedCompositeFieldContainer[Global___CallsInSecond]:
+        """What callers felt around the moment in which the version became active, by
+        second from 10 seconds before it to 10 after it; seconds in which the server
+        did not run are left out. This server's own measurement, which no receipt
+        holds. Empty until the last of them is over, or the server has stopped; if
+        it was killed before; and in ListJobs.
+        """
+
     def __init__(
         self,
         *,
@@ -494,14 +504,78 @@ class Job(_message.Message):
         swap_seconds: _builtins.float = ...,
         relaxed_gates: _abc.Iterable[_builtins.str] | None = ...,
         stage: _builtins.bool = ...,
+        calls_around_swap: _abc.Iterable[Global___CallsInSecond] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "created_at", b"created_at", "finished_at", b"finished_at", "gate_limits", b"gate_limits", "method", b"method", "progress", b"progress", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "change", b"change", "created_at", b"created_at", "dry_run", b"dry_run", "error", b"error", "finished_at", b"finished_at", "forgotten", b"forgotten", "gate_limits", b"gate_limits", "gates", b"gates", "job_id", b"job_id", "labels", b"labels", "method", b"method", "progress", b"progress", "reason", b"reason", "relaxed_gates", b"relaxed_gates", "request_id", b"request_id", "stage", b"stage", "started_at", b"started_at", "state", b"state", "swap_seconds", b"swap_seconds", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "calls_around_swap", b"calls_around_swap", "change", b"change", "created_at", b"created_at", "dry_run", b"dry_run", "error", b"error", "finished_at", b"finished_at", "forgotten", b"forgotten", "gate_limits", b"gate_limits", "gates", b"gates", "job_id", b"job_id", "labels", b"labels", "method", b"method", "progress", b"progress", "reason", b"reason", "relaxed_gates", b"relaxed_gates", "request_id", b"request_id", "stage", b"stage", "started_at", b"started_at", "state", b"state", "swap_seconds", b"swap_seconds", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Job: _TypeAlias = Job  # noqa: Y015
+
+@_typing.final
+class CallsInSecond(_message.Message):
+    """The calls that predict which ended in one second, before or after a version
+    became active: Predict, ModelInfer, and the requests of ModelStreamInfer. Calls
+    that can never succeed, such as invalid ones, are not among them. Times are from
+    a call's arrival to its answer, of the calls answered; absent without any.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFSET_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    FAILED_CALLS_FIELD_NUMBER: _builtins.int
+    CANCELLED_CALLS_FIELD_NUMBER: _builtins.int
+    P50_SECONDS_FIELD_NUMBER: _builtins.int
+    P99_SECONDS_FIELD_NUMBER: _builtins.int
+    MAX_SECONDS_FIELD_NUMBER: _builtins.int
+    offset: _builtins.int
+    """When the second began, in seconds from that moment: -10 to 9."""
+    calls: _builtins.int
+    """Calls that ended: answered, failed or cancelled."""
+    failed_calls: _builtins.int
+    """Those of them that failed without the caller's fault: RESOURCE_EXHAUSTED,
+    UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL, UNKNOWN.
+    """
+    cancelled_calls: _builtins.int
+    """Those of them whose caller left before the answer, as at its deadline."""
+    p50_seconds: _builtins.float
+    """Half of the calls took at most so long, in seconds."""
+    p99_seconds: _builtins.float
+    """99 % of the calls took at most so long, in seconds."""
+    max_seconds: _builtins.float
+    """The longest call, in seconds."""
+    def __init__(
+        self,
+        *,
+        offset: _builtins.int = ...,
+        calls: _builtins.int = ...,
+        failed_calls: _builtins.int = ...,
+        cancelled_calls: _builtins.int = ...,
+        p50_seconds: _builtins.float | None = ...,
+        p99_seconds: _builtins.float | None = ...,
+        max_seconds: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_seconds", b"_max_seconds", "_p50_seconds", b"_p50_seconds", "_p99_seconds", b"_p99_seconds", "max_seconds", b"max_seconds", "p50_seconds", b"p50_seconds", "p99_seconds", b"p99_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_seconds", b"_max_seconds", "_p50_seconds", b"_p50_seconds", "_p99_seconds", b"_p99_seconds", "calls", b"calls", "cancelled_calls", b"cancelled_calls", "failed_calls", b"failed_calls", "max_seconds", b"max_seconds", "offset", b"offset", "p50_seconds", b"p50_seconds", "p99_seconds", b"p99_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_seconds: _TypeAlias = _typing.Literal["max_seconds"]  # noqa: Y015
+    _WhichOneofArgType__max_seconds: _TypeAlias = _typing.Literal["_max_seconds", b"_max_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__p50_seconds: _TypeAlias = _typing.Literal["p50_seconds"]  # noqa: Y015
+    _WhichOneofArgType__p50_seconds: _TypeAlias = _typing.Literal["_p50_seconds", b"_p50_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__p99_seconds: _TypeAlias = _typing.Literal["p99_seconds"]  # noqa: Y015
+    _WhichOneofArgType__p99_seconds: _TypeAlias = _typing.Literal["_p99_seconds", b"_p99_seconds"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_seconds) -> _WhichOneofReturnType__max_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__p50_seconds) -> _WhichOneofReturnType__p50_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__p99_seconds) -> _WhichOneofReturnType__p99_seconds | None: ...
+
+Global___CallsInSecond: _TypeAlias = CallsInSecond  # noqa: Y015
 
 @_typing.final
 class Progress(_message.Message):

@@ -1,11 +1,12 @@
 """`amnestic report`: the receipt of a job as a page for people, of a running server or of a file."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from amnestic_client import SignatureError
+from amnestic_client import CallsInSecond, SignatureError
 from amnestic_server.cli import render
 from amnestic_server.cli.completion import job_ids
 from amnestic_server.cli.connection import Connection, connected
@@ -60,19 +61,22 @@ def command(connection: Connection, job_id: str | None, receipt: Path | None, ke
         got = connection.client.receipt(job_id, timeout=connection.timeout)
         pem = got.public_key.encode() if key is None else key.read_bytes()
         source = Source(key=None if key is None else str(key), server=connection.server)
-        size = _write(got.envelope, pem, source, out)
+        calls = connection.client.get_job(job_id, timeout=connection.timeout).calls_around_swap
+        size = _write(got.envelope, pem, source, out, calls)
     if connection.as_json:
         render.print_json({"out": str(out), "bytes": size})
     else:
         click.echo(f"report in {out}")
 
 
-def _write(envelope: str | bytes, key: bytes, source: "Source", out: Path) -> int:
+def _write(
+    envelope: str | bytes, key: bytes, source: "Source", out: Path, calls: Sequence[CallsInSecond] | None = None
+) -> int:
     """Write the report, and return its length in bytes. An error leaves the file as it was."""
     from amnestic_server.job_report import page
 
     try:
-        data = page.render(envelope, key, source).encode()
+        data = page.render(envelope, key, source, calls).encode()
     except SignatureError as error:
         raise click.ClickException(f"the receipt does not verify, so there is no report: {error}") from None
     try:

@@ -31,8 +31,9 @@ class DemoSettings:
     training: TrainSettings = TRAINING
     method: Method = METHOD
     gates: GateLimits = GATES
-    window: float = 8.0
-    """How long the stream of predictions runs before the request to forget, and again after the job has succeeded."""
+    window: float = 12.0
+    """How long the stream of predictions runs before the request to forget, and again after the job has succeeded: a
+    little longer than the seconds around the swap that the report shows."""
     clients: int = 3
     """Clients that the stream consists of. Each sends a document, waits for the answer, and pauses."""
     pause: float = 0.02

@@ -145,7 +145,8 @@ async def _report(settings: DemoSettings, say: Narrator, client: AsyncClient, jo
     settings.receipt.write_text(receipt.envelope + "\n")
     key = settings.store / PUBLIC_KEY_FILE
     source = Source(receipt=str(settings.receipt), key=str(key))
-    settings.report.write_text(render(receipt.envelope, key.read_bytes(), source), encoding="utf-8")
+    calls = (await client.get_job(job.job_id)).calls_around_swap
+    settings.report.write_text(render(receipt.envelope, key.read_bytes(), source, calls), encoding="utf-8")
     say.report(settings.report)
 
 

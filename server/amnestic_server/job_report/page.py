@@ -2,14 +2,15 @@
 
 import hashlib
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 import amnestic
 from amnestic import dsse
-from amnestic_client import SignatureError, verify_receipt
-from amnestic_server.job_report import benchmark
+from amnestic_client import CallsInSecond, SignatureError, verify_receipt
+from amnestic_server.job_report import around_swap, benchmark, calls_figure
 from amnestic_server.job_report.figure import draw
 from amnestic_server.job_report.view import view
 
@@ -36,9 +37,12 @@ class Signature:
     independent: bool
 
 
-def render(envelope: str | bytes, public_key: bytes, source: Source) -> str:
+def render(
+    envelope: str | bytes, public_key: bytes, source: Source, calls: Sequence[CallsInSecond] | None = None
+) -> str:
     """The report of a receipt as HTML. Raises SignatureError unless the key signed it.
 
+    `calls` are those around the job's swap, as the server tells of them; None where it was not asked.
     There is no report of a receipt that does not verify: printed or sent on, it would look as good as a true one.
     """
     statement = verify_receipt(envelope, public_key)
@@ -46,6 +50,8 @@ def render(envelope: str | bytes, public_key: bytes, source: Source) -> str:
     return _template().render(
         view=shown,
         figure=draw(shown.labels),
+        around_swap=around_swap.tell(calls, swapped=shown.served),
+        calls_figure=calls_figure.draw(calls or ()),
         benchmark=benchmark.MEASURED,
         signature=_signature(envelope, public_key, source),
         commands=_commands(shown.job_id, source),
