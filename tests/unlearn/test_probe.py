@@ -1,6 +1,8 @@
 """The auditor's probe: it finds what is there, not what is not, and at the minimum of its loss."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -165,3 +167,13 @@ def test_features_move_by_more_than_rounding_in_any_document():
         moved = base.copy()
         moved[17, 9] += change
         assert has_moved(moved, base)
+
+
+def test_a_probe_does_not_load_the_compiler_of_torch():
+    """Which holds all threads of a server that serves for a tenth of a second."""
+    script = (
+        "import sys, numpy; from amnestic_unlearn.probe import fit;"
+        "fit(numpy.eye(9), numpy.arange(9) % 2 == 0, 1.0); print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "False\n"
