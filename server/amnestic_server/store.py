@@ -11,7 +11,6 @@ SQLite before 3.51.3 could lose a commit if two connections at once wrote to the
 
 import errno
 import fcntl
-import json
 import logging
 import shutil
 import sqlite3
@@ -24,37 +23,19 @@ from pathlib import Path
 from typing import IO, Any
 
 from amnestic import dsse
-from amnestic_server import audit, durable, signing, swaps
-from amnestic_server.errors import NotFoundError, PreconditionError, StartError, StoreError
+from amnestic_server import audit, durable, signing, swaps, version_rows
+from amnestic_server.errors import NotFoundError, StartError, StoreError
 from amnestic_server.failpoints import failpoint
 from amnestic_server.recent_calls import CallsInSecond
 from amnestic_server.records import JobRecord, JobState, VersionRecord
-from amnestic_server.rollout import RolloutRecord, Shares
-from amnestic_server.snapshot import BASE_VERSION
+from amnestic_server.rollout import RolloutRecord
+from amnestic_server.version_rows import as_json
 from amnestic_unlearn.manifest import Purged
 from amnestic_unlearn.patch import digest_of
 
 log = logging.getLogger(__name__)
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS state (
-    name    TEXT PRIMARY KEY,
-    value   TEXT NOT NULL
-) STRICT, WITHOUT ROWID;
-
-CREATE TABLE IF NOT EXISTS versions (
-    version      INTEGER PRIMARY KEY AUTOINCREMENT,
-    forgotten    TEXT NOT NULL,            -- JSON array of labels
-    patch_digest TEXT,                     -- NULL for the base
-    job_id       TEXT,                     -- NULL for the base
-    created_at   REAL NOT NULL             -- seconds since the epoch
-) STRICT;
-
-CREATE TABLE IF NOT EXISTS withdrawn (    -- versions that were staged and given up: their patches are gone
-    version INTEGER PRIMARY KEY REFERENCES versions (version),
-    at      REAL NOT NULL
-) STRICT;
-
+JOBS = """
 CREATE TABLE IF NOT EXISTS jobs (
     seq         INTEGER PRIMARY KEY AUTOINCREMENT,
     job_id      TEXT NOT NULL UNIQUE,
@@ -128,7 +109,7 @@ class Store:
 
     def active_version(self) -> int:
         with self._transaction() as db:
-            return int(_one(db, "SELECT value FROM state WHERE name = 'active_version'")["value"])
+            return version_rows.active(db)
 
     def versions(self) -> list[VersionRecord]:
         """Every version, oldest first."""
@@ -152,7 +133,7 @@ class Store:
         with self._transaction() as db:
             db.execute(
                 "INSERT INTO jobs (job_id, request_id, request, state, created_at) VALUES (?, ?, ?, ?, ?)",
-                (job.job_id, job.request_id, _json(job.request), job.state, job.created_at),
+                (job.job_id, job.request_id, as_json(job.request), job.state, job.created_at),
             )
             audit.append(db, "job requested", job.job_id, None, job.request)
             failpoint("job-before-commit")
@@ -219,7 +200,7 @@ class Store:
             db.execute(
                 "UPDATE jobs SET state = ?, attempts = attempts + 1, detail = ?, started_at = ?"
                 " WHERE job_id = ? AND finished_at IS NULL",
-                (JobState.RUNNING, _json(detail), time.time(), job_id),
+                (JobState.RUNNING, as_json(detail), time.time(), job_id),
             )
 
     def release_job(self, job_id: str) -> None:
@@ -236,7 +217,7 @@ class Store:
             updated = db.execute(
                 "UPDATE jobs SET state = ?, detail = ?, error = ?, finished_at = ?"
                 " WHERE job_id = ? AND finished_at IS NULL",
-                (state, _json(detail), error, time.time() if state.ended else None, job_id),
+                (state, as_json(detail), error, time.time() if state.ended else None, job_id),
             ).rowcount
             if updated and state.ended:
                 audit.append(db, f"job {state.lower()}", job_id, None, {**detail, "error": error})
@@ -249,8 +230,8 @@ class Store:
         the active version.
         """
         with self._transaction() as db:
-            version = _add_version(db, job_id, forgotten, patch_digest, JobState.ACTIVATING, detail)
-            _activate(db, version)
+            version = version_rows.add(db, job_id, forgotten, patch_digest, JobState.ACTIVATING, detail)
+            version_rows.activate(db, version)
             audit.append(db, "version activated", job_id, version, audit.made(forgotten, patch_digest))
             failpoint("version-before-commit")
         return version
@@ -258,7 +239,7 @@ class Store:
     def stage_patch(self, job_id: str, forgotten: Sequence[str], patch_digest: str, detail: dict[str, Any]) -> int:
         """The same for a version that is to be kept until it is promoted or withdrawn: the active pointer stays."""
         with self._transaction() as db:
-            version = _add_version(db, job_id, forgotten, patch_digest, JobState.STAGED, detail)
+            version = version_rows.add(db, job_id, forgotten, patch_digest, JobState.STAGED, detail)
             audit.append(db, "version staged", job_id, version, audit.made(forgotten, patch_digest))
             failpoint("version-before-commit")
         return version
@@ -266,7 +247,7 @@ class Store:
     def staged_job(self, version: int) -> JobRecord:
         """The job that waits with this version; raises NotFoundError or PreconditionError."""
         with self._transaction() as db:
-            return _staged_job(db, version)
+            return version_rows.staged_job(db, version)
 
     def promote(self, version: int, evidence: dict[str, Any]) -> None:
         """In one transaction: the active pointer, the state of the version's job, and the audit record.
@@ -274,16 +255,16 @@ class Store:
         `evidence` is what is known of the version's rollout, for the record.
         """
         with self._transaction() as db:
-            job_id = _staged_job(db, version).job_id
+            job_id = version_rows.staged_job(db, version).job_id
             db.execute("UPDATE jobs SET state = ? WHERE job_id = ?", (JobState.ACTIVATING, job_id))
-            _activate(db, version)
+            version_rows.activate(db, version)
             audit.append(db, "version promoted", job_id, version, evidence)
             failpoint("promotion-before-commit")
 
     def withdraw(self, version: int) -> None:
         """End a staged version and its job, CANCELLED. The rows stay for the record."""
         with self._transaction() as db:
-            _withdraw(db, _staged_job(db, version), JobState.CANCELLED, "")
+            version_rows.withdraw(db, version_rows.staged_job(db, version), JobState.CANCELLED, "")
             failpoint("withdrawal-before-commit")
 
     def remove_withdrawn_patches(self) -> None:
@@ -292,31 +273,27 @@ class Store:
         What cannot be deleted now is deleted by a later call. Raises StoreError.
         """
         with self._transaction() as db:
-            rows = db.execute(
-                "SELECT patch_digest FROM versions WHERE patch_digest IS NOT NULL"
-                " AND version IN (SELECT version FROM withdrawn)"
-                " EXCEPT SELECT patch_digest FROM versions WHERE version NOT IN (SELECT version FROM withdrawn)"
-            ).fetchall()
-        _remove(self.patch_path(row["patch_digest"]) for row in rows)
+            withdrawn = version_rows.digests_withdrawn(db)
+        _remove(map(self.patch_path, withdrawn))
 
     def rollout(self) -> RolloutRecord | None:
         """The staged version that takes part in the traffic, if one does."""
         with self._transaction() as db:
-            return _rollout(db)
+            return version_rows.rollout(db)
 
     def set_rollout(self, rollout: RolloutRecord) -> None:
         """Raises NotFoundError or PreconditionError if the version is not staged."""
         fields = {"version": rollout.version, "since": rollout.since, **asdict(rollout.shares)}
         with self._transaction() as db:
-            job_id = _staged_job(db, rollout.version).job_id
-            db.execute("INSERT OR REPLACE INTO state (name, value) VALUES ('rollout', ?)", (_json(fields),))
+            job_id = version_rows.staged_job(db, rollout.version).job_id
+            db.execute("INSERT OR REPLACE INTO state (name, value) VALUES ('rollout', ?)", (as_json(fields),))
             audit.append(db, "rollout set", job_id, rollout.version, asdict(rollout.shares))
             failpoint("rollout-before-commit")
 
     def roll_back(self, version: int, reason: str, restored: Sequence[str] = ()) -> None:
         """Move the active pointer to an existing version, and record why, and which labels it gives back."""
         with self._transaction() as db:
-            _activate(db, version)
+            version_rows.activate(db, version)
             audit.append(db, "rolled back", None, version, {"reason": reason, "restored": list(restored)})
             failpoint("rollback-before-commit")
 
@@ -344,7 +321,7 @@ class Store:
         if known != SCHEMA_VERSION and self._db.execute("SELECT 1 FROM sqlite_schema").fetchone():
             raise StartError("the store was made by a version of Amnestic that this one cannot read")
         # All at once: half of the tables, without their version, would be taken for those of another Amnestic.
-        tables = f"{SCHEMA}{audit.TABLE}{swaps.TABLE}"
+        tables = f"{version_rows.TABLES}{JOBS}{audit.TABLE}{swaps.TABLE}"
         self._db.executescript(f"BEGIN;{tables}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
 
     def _bind_to(self, bundle_digest: str, purged: Purged | None) -> None:
@@ -354,17 +331,9 @@ class Store:
                 if any(self._patches.glob("*.safetensors")):
                     # Taken for a new store, it would serve the base: all that was forgotten would be back.
                     raise StartError("the store has patches but no record of them: its database was lost")
-                base = purged.version if purged else BASE_VERSION
-                db.executemany(
-                    "INSERT INTO state (name, value) VALUES (?, ?)",
-                    [("bundle_digest", bundle_digest), ("active_version", str(base))],
-                )
-                db.execute(
-                    "INSERT INTO versions (version, forgotten, created_at) VALUES (?, ?, ?)",
-                    (base, _json(purged.forgotten if purged else ()), time.time()),
-                )
+                version_rows.begin(db, bundle_digest, purged)
             elif purged and row["value"] == purged.before:
-                _take_over(db, bundle_digest, purged)
+                version_rows.take_over(db, bundle_digest, purged)
             elif row["value"] != bundle_digest:
                 raise StartError("the store belongs to another bundle: give each bundle a store of its own")
 
@@ -376,7 +345,7 @@ class Store:
     def purge(self, bundle_digest: str, purged: Purged) -> None:
         """Belong to what the bundle became, of whose versions one alone is left: the bundle itself."""
         with self._transaction() as db:
-            _take_over(db, bundle_digest, purged)
+            version_rows.take_over(db, bundle_digest, purged)
 
     def remove_unneeded_patches(self) -> bool:
         """Delete the patches that no version needs, not while jobs run; false if one could not be deleted now.
@@ -384,13 +353,7 @@ class Store:
         Raises StoreError.
         """
         with self._transaction() as db:
-            base = db.execute("SELECT value FROM state WHERE name = 'base_version'").fetchone()
-            rows = db.execute(
-                "SELECT patch_digest FROM versions WHERE patch_digest IS NOT NULL AND version != ?"
-                " AND version NOT IN (SELECT version FROM withdrawn)",
-                (0 if base is None else int(base["value"]),),
-            ).fetchall()
-        needed = {self.patch_path(row["patch_digest"]) for row in rows}
+            needed = {self.patch_path(digest) for digest in version_rows.digests_needed(db)}
         return _remove(path for path in self._patches.iterdir() if path not in needed)
 
     def _note_key(self) -> None:
@@ -443,19 +406,6 @@ def _remove(patches: Iterable[Path]) -> bool:
     return all_gone
 
 
-def _take_over(db: sqlite3.Connection, bundle_digest: str, purged: Purged) -> None:
-    if _one(db, "SELECT value FROM state WHERE name = 'active_version'")["value"] != str(purged.version):
-        raise StartError("another version is active than the one that was made the bundle")
-    db.execute("UPDATE state SET value = ? WHERE name = 'bundle_digest'", (bundle_digest,))
-    db.execute("INSERT OR REPLACE INTO state (name, value) VALUES ('base_version', ?)", (str(purged.version),))
-    _activate(db, purged.version)
-    others = "SELECT version FROM versions WHERE version != ? AND version NOT IN (SELECT version FROM withdrawn)"
-    gone = [row["version"] for row in db.execute(others, (purged.version,)).fetchall()]
-    db.executemany("INSERT INTO withdrawn (version, at) VALUES (?, ?)", [(version, time.time()) for version in gone])
-    detail = {"bundle": bundle_digest, "before": purged.before, "gone": gone}
-    audit.append(db, "purged", None, purged.version, detail)
-
-
 def _lock(path: Path) -> IO[bytes]:
     file = path.open("wb")
     try:
@@ -464,79 +414,3 @@ def _lock(path: Path) -> IO[bytes]:
         file.close()
         raise StartError("the store is in use by another process") from None
     return file
-
-
-def _add_version(
-    db: sqlite3.Connection,
-    job_id: str,
-    forgotten: Sequence[str],
-    patch_digest: str,
-    state: JobState,
-    detail: dict[str, Any],
-) -> int:
-    version = db.execute(
-        "INSERT INTO versions (forgotten, patch_digest, job_id, created_at) VALUES (?, ?, ?, ?)",
-        (_json(list(forgotten)), patch_digest, job_id, time.time()),
-    ).lastrowid
-    assert version is not None
-    db.execute(
-        "UPDATE jobs SET state = ?, version = ?, detail = ? WHERE job_id = ?", (state, version, _json(detail), job_id)
-    )
-    return version
-
-
-def _activate(db: sqlite3.Connection, version: int) -> None:
-    """Move the active pointer. Whatever else is staged set out from the version left, and is given up."""
-    db.execute("UPDATE state SET value = ? WHERE name = 'active_version'", (str(version),))
-    db.execute("DELETE FROM state WHERE name = 'rollout'")
-    for row in db.execute("SELECT * FROM jobs WHERE state = ?", (JobState.STAGED,)).fetchall():
-        _withdraw(
-            db,
-            JobRecord.from_row(row),
-            JobState.FAILED,
-            "another version became active while this one was staged; ask again",
-        )
-
-
-def _withdraw(db: sqlite3.Connection, job: JobRecord, state: JobState, error: str) -> None:
-    assert job.version is not None
-    db.execute("INSERT INTO withdrawn (version, at) VALUES (?, ?)", (job.version, time.time()))
-    db.execute(
-        "UPDATE jobs SET state = ?, error = ?, finished_at = ? WHERE job_id = ?",
-        (state, error, time.time(), job.job_id),
-    )
-    rollout = _rollout(db)
-    if rollout is not None and rollout.version == job.version:
-        db.execute("DELETE FROM state WHERE name = 'rollout'")
-    audit.append(db, "version withdrawn", job.job_id, job.version, {})
-    audit.append(db, f"job {state.lower()}", job.job_id, None, {**job.detail, "error": error})
-
-
-def _staged_job(db: sqlite3.Connection, version: int) -> JobRecord:
-    if db.execute("SELECT 1 FROM versions WHERE version = ?", (version,)).fetchone() is None:
-        raise NotFoundError("there is no such version", field="version", resource="version")
-    if str(version) == _one(db, "SELECT value FROM state WHERE name = 'active_version'")["value"]:
-        raise PreconditionError("that version is active already", field="version", reason="VERSION_ACTIVE")
-    row = db.execute("SELECT * FROM jobs WHERE version = ? AND state = ?", (version, JobState.STAGED)).fetchone()
-    if row is None:
-        raise PreconditionError("that version is not staged", field="version", reason="VERSION_NOT_STAGED")
-    return JobRecord.from_row(row)
-
-
-def _rollout(db: sqlite3.Connection) -> RolloutRecord | None:
-    row = db.execute("SELECT value FROM state WHERE name = 'rollout'").fetchone()
-    if row is None:
-        return None
-    fields = json.loads(row["value"])
-    return RolloutRecord(fields["version"], Shares(fields["canary"], fields["shadow"]), fields["since"])
-
-
-def _one(db: sqlite3.Connection, query: str) -> sqlite3.Row:
-    row: sqlite3.Row | None = db.execute(query).fetchone()
-    if row is None:
-        raise StartError("the store lacks its state: it is corrupt")
-    return row
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)
