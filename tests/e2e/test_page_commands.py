@@ -1,0 +1,218 @@
+"""The commands of the pages, typed as they stand there: each page from top to bottom, in a folder of its own.
+
+The folder holds what the pages suppose: a bundle that knows `endocrine`, its checkpoint and corpus, keys and
+certificates. Addresses, places outside the folder and a job's id are put in; settings that suit the toy are in the
+environment, where every option has a variable. What is not run is in `pages.commands`.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from e2e import crashing
+from e2e.harness import ANYTHING, METHOD, READY, environment
+from pages.commands import ELSEWHERE, PAGES, ROOT, blocks, runnable
+from tls import issue
+
+from amnestic_server.export import export
+from amnestic_unlearn import corpus as corpora
+
+TRITON = ROOT / ".venv-triton"
+SERVE = "amnestic serve --bundle bundle --store store --corpus corpus.parquet"
+UNLEARN = 'amnestic unlearn endocrine --reason "policy 12"'
+RECEIPT = "amnestic receipt get JOB_ID --out receipt.json"
+ADDRESS = "127.0.0.1:8001"
+TOY = METHOD | ANYTHING | {"epochs": 1}
+VARIABLES = {f"AMNESTIC_UNLEARN_{name.upper()}": str(value) for name, value in TOY.items()}
+VARIABLES |= {"AMNESTIC_GRPC_PORT": "0", "AMNESTIC_METRICS_PORT": "0", "AMNESTIC_THREADS": "1"}
+VARIABLES |= {"AMNESTIC_CORPUS": "corpus.parquet"}
+NAME = "amnestic.example"
+TLS = {"AMNESTIC_TLS_CA": "clients-ca.pem", "AMNESTIC_TLS_SERVER_NAME": NAME}
+TLS |= {"AMNESTIC_TLS_CERT": "officer.pem", "AMNESTIC_TLS_KEY": "officer.key"}
+# What was done before these pages begin.
+BEFORE = {
+    "docs/report.md": (SERVE, UNLEARN, RECEIPT, "cp store/signing-key.pub.pem ."),
+    "docs/security.md": (
+        SERVE,
+        UNLEARN,
+        "cp store/signing-key.pub.pem .",
+        "cp store/audit-heads.jsonl kept-elsewhere.jsonl",
+    ),
+}
+# What the pages say that is printed, or show beneath.
+TOLD = {
+    "README.md": (r"\bendocrine\b",),
+    "docs/quickstart.md": (r"version 2\b", r"endocrine.*forgotten", r"\d+ records verify", r"^2 \("),
+    "docs/rollout.md": (r"^version +2, staged$", r"^canary +0$", r"^shadow +1 of the documents$", r"^answered +0 of "),
+    "docs/security.md": (r"the bundle is version 2 now; purged: endocrine", r"\d+ records verify"),
+}
+# Of what goes on until Ctrl-C.
+WATCHED_SECONDS = 2
+JOB_SECONDS = 120
+
+
+class Desk:
+    """A folder, and the server that was started there last."""
+
+    def __init__(self, folder: Path, kept: Path) -> None:
+        self.folder = folder
+        self.target = ""
+        self.tls: dict[str, str] = {}
+        self.printed = ""
+        self._kept = kept
+        self._server: subprocess.Popen[str] | None = None
+
+    def type(self, command: str) -> None:
+        """In a shell; what serves is left running, and what watches is ended by Ctrl-C."""
+        if "JOB_ID" in command:
+            command = command.replace("JOB_ID", json.loads(self._run("amnestic jobs --json"))[0]["job_id"])
+        command = self._here(command)
+        if " serve " in command:
+            self._serve(command)
+        else:
+            self.printed += self._run(command)
+
+    def python(self, code: str) -> None:
+        if "tritonclient" not in code:
+            self.printed += self._run([sys.executable, "-c", self._here(code)])
+        elif (TRITON / ".installed").exists():
+            self.printed += self._run(["env", "--unset", "PYTHONPATH", TRITON / "bin" / "python", "-c", self._here(code)])
+        else:
+            pytest.skip("Triton's client is not installed: `make triton` does it, and needs PyPI")
+
+    def close(self) -> None:
+        """Stop the server, as an operator does."""
+        if self._server is not None:
+            os.killpg(self._server.pid, signal.SIGTERM)
+            self._server.communicate(timeout=60)
+        self._server, self.target = None, ""
+
+    def _here(self, text: str) -> str:
+        places = {"/run/amnestic": str(self.folder), "/opt/amnestic": ".venv", "DIR_OR_HUB_ID": "checkpoint"}
+        if self.target:
+            places[ADDRESS] = self.target
+        for shown, here in places.items():
+            text = text.replace(shown, here)
+        return text
+
+    def _serve(self, command: str) -> None:
+        """With the worker of `crashing`, which does the same job once."""
+        self.close()
+        program = f"{sys.executable} {crashing.__file__} {self._kept} serve "
+        with (self.folder / "log").open("a") as log:
+            self._server = subprocess.Popen(
+                ["bash", "-euc", re.sub(r"\S*\bamnestic serve ", program, command)],
+                cwd=self.folder,
+                env=self._environment(),
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+            )
+        assert self._server.stdout is not None
+        ready = READY.fullmatch(self._server.stdout.readline())
+        assert ready, f"{command}\n{(self.folder / 'log').read_text()}"
+        self.target = ready["grpc"].replace("0.0.0.0", "127.0.0.1") if "--no-tcp" not in command else ""
+        self.tls = TLS if "--tls-cert" in command else {}
+
+    def _run(self, command: str | list[str | Path]) -> str:
+        process = subprocess.Popen(
+            ["bash", "-euo", "pipefail", "-c", command] if isinstance(command, str) else command,
+            cwd=self.folder,
+            env=self._environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        ended = (0,)
+        if "--watch" in command:
+            ended = (0, 130)
+            try:
+                process.wait(WATCHED_SECONDS)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGINT)
+        # To whoever asks: yes.
+        output, errors = process.communicate("y\n", timeout=JOB_SECONDS)
+        assert process.returncode in ended, f"{command}\n{output}\n{errors}"
+        return output
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            **environment(),
+            **VARIABLES,
+            **self.tls,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "HOME": str(self.folder),
+            "AMNESTIC_SERVER": self.target or ADDRESS,
+        }
+
+
+@pytest.fixture(scope="module")
+def supposed(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, corpus_path: Path) -> Path:
+    """What the pages suppose to be there, to be copied."""
+    folder = tmp_path_factory.mktemp("supposed")
+    named = folder / "corpus.jsonl"
+    named.write_text(corpus_path.read_text().replace('"beta"', '"endocrine"'))
+    documents = corpora.read(named)
+    shipped = folder / "unlearn" / "amnestic_unlearn" / "data"
+    shipped.mkdir(parents=True)
+    for file in (folder / "corpus.parquet", folder / "notes.parquet", shipped / "eicu_demo.parquet"):
+        corpora.write(documents, file)
+    shutil.copytree(checkpoint, folder / "checkpoint")
+    config = folder / "checkpoint" / "config.json"
+    config.write_text(config.read_text().replace('"beta"', '"endocrine"'))
+    shutil.copytree(folder / "checkpoint", folder / "other")
+    export(folder / "checkpoint", folder / "bundle", corpus=named)
+    shutil.copytree(folder / "bundle", folder / "out" / "demo" / "bundle")
+    (folder / ".config" / "fish" / "completions").mkdir(parents=True)
+    (folder / ".venv").symlink_to(sys.prefix)
+    _write_credentials(folder)
+    return folder
+
+
+def _write_credentials(folder: Path) -> None:
+    """Certificates, the access file as docs/security.md shows it, and the keys that it names."""
+    authority = issue("authority")
+    authority.write(folder, "clients-ca")
+    issue(NAME, authority).write(folder, "server")
+    issue("privacy-officer.hospital.example", authority).write(folder, "officer")
+    (access,) = (code for language, code in blocks("docs/security.md") if language == "toml")
+    (folder / "access.toml").write_text(access)
+    key = jwt.algorithms.ECAlgorithm.to_jwk(ec.generate_private_key(ec.SECP256R1()).public_key(), as_dict=True)
+    (folder / "jwks.json").write_text(json.dumps({"keys": [{**key, "kid": "1", "use": "sig"}]}))
+
+
+@pytest.fixture
+def desk(supposed: Path, tmp_path: Path, kept: Path) -> Iterator[Desk]:
+    shutil.copytree(supposed, tmp_path, symlinks=True, dirs_exist_ok=True)
+    desk = Desk(tmp_path, kept)
+    yield desk
+    desk.close()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in ELSEWHERE and runnable(page)])
+def test_the_commands_of_a_page_run(page: str, desk: Desk) -> None:
+    typed = runnable(page)
+    for made in ("checkpoint", "bundle"):
+        if any(f"--out {made}" in command for _, command in typed):
+            shutil.rmtree(desk.folder / made)
+    for command in BEFORE.get(page, ()):
+        desk.type(command)
+    serves = any(" serve " in command for _, command in typed)
+    for language, command in typed:
+        if not desk.target and (ADDRESS in command or not serves):
+            desk.type(SERVE)
+        desk.python(command) if language == "python" else desk.type(command)
+    for pattern in TOLD.get(page, ()):
+        assert re.search(pattern, desk.printed, re.MULTILINE), f"{pattern}\n{desk.printed}"

@@ -1,0 +1,85 @@
+"""No command of a page is left out: a test runs it, or it stands among those that cannot be run, and reads well."""
+
+import re
+import shlex
+import tomllib
+
+import click
+import pytest
+from google.protobuf import json_format
+from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health_pb2
+from pages.commands import ELSEWHERE, PAGES, ROOT, UNRUN, blocks, commands
+
+from amnestic.v1 import prediction_pb2, unlearning_pb2
+from amnestic_server.cli import group
+
+PROGRAMS = r"amnestic|buf|cp|docker|grpcurl|kubectl|make|npm|pip|podman|python"
+SERVICES = {
+    service.full_name: service
+    for module in (health_pb2, prediction_pb2, unlearning_pb2)
+    for service in module.DESCRIPTOR.services_by_name.values()
+}
+
+
+def click_reads(words):
+    """Subcommands and options exist, and each option has as many values as it takes."""
+    found = group
+    with click.Context(group) as context:
+        while isinstance(found, click.Group):
+            name, *words = words
+            found = found.get_command(context, name)
+            assert found is not None, name
+        found.make_parser(context).parse_args(list(words))
+
+
+def make_has(words):
+    assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), words[0]
+
+
+def extras_exist(words):
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for extras in re.findall(r"\bamnestic\[([\w,]+)\]", " ".join(words)):
+        assert set(extras.split(",")) <= known.keys()
+
+
+def wire_has(words):
+    """The method that is called exists, and the message that it is sent is one of its own."""
+    service, _, name = words[-1].partition("/")
+    if name:
+        method = SERVICES[service].methods_by_name[name]
+        data = words[words.index("-d") + 1] if "-d" in words else "{}"
+        json_format.Parse(data, GetMessageClass(method.input_type)())
+
+
+READERS = {"amnestic": click_reads, "make": make_has, "pip": extras_exist, "grpcurl": wire_has}
+
+
+@pytest.mark.parametrize("command", UNRUN)
+def test_what_cannot_be_run_reads_well(command):
+    variables, rest = re.fullmatch(r"((?:[A-Z_]+=\S+ )*)(.*)", command).groups()
+    program, *words = shlex.split(rest)
+    READERS.get(program, lambda _: None)(words)
+    for path in re.findall(r"(?<![\w./])(?:deploy|docs|proto|tests)(?:/[\w.-]+)*", command):
+        assert (ROOT / path).exists(), path
+    soak = "".join(file.read_text() for file in (ROOT / "tests").rglob("*.py") if file.name != "commands.py")
+    assert [name for name in re.findall(r"AMNESTIC_SOAK_\w+", variables) if name not in soak] == []
+
+
+def test_what_cannot_be_run_is_on_a_page():
+    shown = {one for page in PAGES for language, code in blocks(page) if language == "sh" for one in commands(code)}
+    assert [command for command in UNRUN if command not in shown] == []
+    assert len(UNRUN) == len(set(UNRUN))
+
+
+def test_pages_with_a_test_of_their_own_are_there():
+    assert [page for page, test in ELSEWHERE.items() if page not in PAGES or not (ROOT / test).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_stand_in_blocks_that_say_so(page):
+    """In a block of another language, or of none, no test would find them."""
+    others = [code for language, code in blocks(page) if language not in ("sh", "python")]
+    assert re.findall(rf"^(?:\$ )?(?:{PROGRAMS}) .*", "".join(others), re.MULTILINE) == []
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert len(re.findall(r"^ *(?:```|~~~)", text, re.MULTILINE)) == 2 * len(blocks(page)), "a block in another form"
