@@ -9,16 +9,16 @@ PAGES = sorted(
     str(page.relative_to(ROOT))
     for page in (ROOT / "README.md", *(ROOT / name / "README.md" for name in FOLDERS), *(ROOT / "docs").rglob("*.md"))
 )
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
-# Pages with a test of their own, which runs all that they show.
+# What has a test of its own, which runs all of it, by page and language.
 ELSEWHERE = {
-    "clients/README.md": "tests/e2e/test_clients_readme.py",
-    "docs/models.md": "tests/e2e/test_models_page.py",
-    "docs/operations.md": "tests/e2e/test_backup.py",
+    ("clients/README.md", "python"): "tests/e2e/test_clients_readme.py",
+    ("docs/models.md", "sh"): "tests/e2e/test_models_page.py",
+    ("docs/operations.md", "sh"): "tests/e2e/test_backup.py",
     # Signatures, which are written from the code.
-    "docs/python-client.md": "tests/pages/test_reference.py",
-    "docs/your-own-data.md": "tests/e2e/test_your_own_data.py",
+    ("docs/python-client.md", "python"): "tests/pages/test_reference.py",
+    ("docs/your-own-data.md", "sh"): "tests/e2e/test_your_own_data.py",
 }
 
 # Commands that no test types as they stand, by the reason. `test_commands.py` reads each as far as it goes without
@@ -79,6 +79,14 @@ NOT_RUN = {
         "grpcurl -plaintext 127.0.0.1:8001 grpc.health.v1.Health/Check",
         """grpcurl -plaintext -d '{"service": "amnestic.v1.PredictionService"}' 127.0.0.1:8001"""
         " grpc.health.v1.Health/Watch",
+        "grpcurl -plaintext localhost:8001 list",
+        "grpcurl -plaintext localhost:8001 describe amnestic.v1.PredictionService",
+        "grpcurl -plaintext localhost:8001 grpc.health.v1.Health/Check",
+        """grpcurl -plaintext -d '{"documents": ["acute renal failure, on dialysis"]}' localhost:8001"""
+        " amnestic.v1.PredictionService/Predict",
+        """grpcurl -plaintext -d '{"labels": ["endocrine"], "reason": "ticket 17"}' localhost:8001"""
+        " amnestic.v1.UnlearningService/Unlearn",
+        """grpcurl -plaintext -d '{"jobId": "JOB_ID"}' localhost:8001 amnestic.v1.UnlearningService/WatchJob""",
         "grpcurl -plaintext 127.0.0.1:8001 list",
         "grpcurl -plaintext 127.0.0.1:8001 describe amnestic.v1.LabelScore",
         """grpcurl -plaintext -d '{"documents": ["insulin and ketones"]}' 127.0.0.1:8001"""
@@ -97,6 +105,14 @@ NOT_RUN = {
         "npm run build",
         "npm run check",
         "npm pack",
+    ),
+    "tools of Go and of Java": (
+        "go install google.golang.org/protobuf/cmd/protoc-gen-go@latest",
+        "go install google.golang.org/grpc/cmd/protoc-gen-go-grpc@latest",
+        "protoc -I proto --go_out=gen --go_opt=paths=source_relative --go-grpc_out=gen"
+        " --go-grpc_opt=paths=source_relative amnestic/v1/prediction.proto amnestic/v1/unlearning.proto",
+        "protoc -I proto --java_out=gen --plugin=protoc-gen-grpc-java=/usr/bin/grpc_java_plugin --grpc-java_out=gen"
+        " amnestic/v1/prediction.proto amnestic/v1/unlearning.proto",
     ),
     "the plugin is npm's, as above": (
         "PATH=$PWD/node_modules/.bin:$PATH buf generate proto --template"
@@ -118,9 +134,11 @@ def commands(code: str) -> list[str]:
 
 
 def runnable(page: str) -> list[tuple[str, str]]:
-    """What of a page can be run, in its order: (`sh`, a command) or (`python`, a block)."""
+    """What of a page can be run and is not elsewhere, in its order: (`sh`, a command) or (`python`, a block)."""
     found = []
     for language, code in blocks(page):
+        if (page, language) in ELSEWHERE:
+            continue
         if language == "sh":
             found += [("sh", command) for command in commands(code) if command not in UNRUN]
         elif language == "python":

@@ -14,7 +14,7 @@ from pages.commands import ELSEWHERE, PAGES, ROOT, UNRUN, blocks, commands
 from amnestic.v1 import prediction_pb2, unlearning_pb2
 from amnestic_server.cli import group
 
-PROGRAMS = r"amnestic|buf|cp|docker|grpcurl|kubectl|make|npm|pip|podman|python"
+PROGRAMS = r"amnestic|buf|cp|docker|go|grpcurl|kubectl|make|npm|pip|podman|protoc|python"
 SERVICES = {
     service.full_name: service
     for module in (health_pb2, prediction_pb2, unlearning_pb2)
@@ -37,6 +37,11 @@ def make_has(words):
     assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), words[0]
 
 
+def files_exist(words):
+    missing = [word for word in words if word.endswith(".proto") and not (ROOT / "proto" / word).exists()]
+    assert missing == []
+
+
 def extras_exist(words):
     known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for extras in re.findall(r"\bamnestic\[([\w,]+)\]", " ".join(words)):
@@ -52,7 +57,7 @@ def wire_has(words):
         json_format.Parse(data, GetMessageClass(method.input_type)())
 
 
-READERS = {"amnestic": click_reads, "make": make_has, "pip": extras_exist, "grpcurl": wire_has}
+READERS = {"amnestic": click_reads, "make": make_has, "pip": extras_exist, "grpcurl": wire_has, "protoc": files_exist}
 
 
 @pytest.mark.parametrize("command", UNRUN)
@@ -72,8 +77,8 @@ def test_what_cannot_be_run_is_on_a_page():
     assert len(UNRUN) == len(set(UNRUN))
 
 
-def test_pages_with_a_test_of_their_own_are_there():
-    assert [page for page, test in ELSEWHERE.items() if page not in PAGES or not (ROOT / test).exists()] == []
+def test_what_has_a_test_of_its_own_is_there():
+    assert [test for (page, _), test in ELSEWHERE.items() if page not in PAGES or not (ROOT / test).exists()] == []
 
 
 @pytest.mark.parametrize("page", PAGES)
