@@ -64,8 +64,6 @@ TOLD = {
     ),
     "docs/security.md": (r"the bundle is version 2 now; purged: endocrine", r"\d+ records verify"),
 }
-# Of what goes on until Ctrl-C.
-WATCHED_SECONDS = 2
 JOB_SECONDS = 120
 TRAINED_ON = 100
 
@@ -148,16 +146,13 @@ class Desk:
             text=True,
             start_new_session=True,
         )
-        ended = (0,)
-        if "--watch" in command:
-            ended = (0, 130)
-            try:
-                process.wait(WATCHED_SECONDS)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGINT)
+        watches = "--watch" in command
+        if watches:
+            assert process.stdout is not None and process.stdout.readline()
+            os.killpg(process.pid, signal.SIGINT)
         # To whoever asks: yes.
         output, errors = process.communicate("y\n", timeout=JOB_SECONDS)
-        assert process.returncode in ended, f"{command}\n{output}\n{errors}"
+        assert process.returncode == (130 if watches else 0), f"{command}\n{output}\n{errors}"
         return output
 
     def _environment(self) -> dict[str, str]:
@@ -216,7 +211,7 @@ def desk(supposed: Path, tmp_path: Path, kept: Path) -> Iterator[Desk]:
     desk.close()
 
 
-@pytest.mark.parametrize("page", filter(runnable, PAGES))
+@pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)])
 def test_the_commands_of_a_page_run(page: str, desk: Desk) -> None:
     typed = runnable(page)
     for made in ("checkpoint", "bundle"):

@@ -23,6 +23,7 @@ from e2e.harness import ANYTHING, Server
 from huggingface_hub import constants
 from mimic_files import write_mimic_iii, write_mimic_iv
 from open_data import DATA, needs
+from pages.commands import shown
 from postgres import PASSWORD, Postgres
 from toys import toy_model, toy_tokenizer
 
@@ -34,9 +35,7 @@ from amnestic_unlearn.manifest import Manifest, verify
 
 PAGE = (Path(__file__).parents[2] / "docs" / "your-own-data.md").read_text()
 BIO_CLINICAL_BERT = "emilyalsentzer/Bio_ClinicalBERT"
-COMMANDS = [
-    line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.replace("\\\n", "").splitlines()
-]
+COMMANDS = shown("docs/your-own-data.md")
 BENCHMARKS = [line for line in COMMANDS if line.startswith("amnestic bench unlearn ")]
 COMMIT = "0" * 40
 

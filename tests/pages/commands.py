@@ -27,10 +27,10 @@ NOT_RUN = {
     "minutes, and tests/e2e/test_demo.py runs a short one": ("make demo", "amnestic demo"),
     "they run this test": (
         "make test",
-        "python -m pytest tests/e2e/test_faults.py tests/e2e/test_crashes.py tests/server/test_batcher.py"
+        ".venv/bin/python -m pytest tests/e2e/test_faults.py tests/e2e/test_crashes.py tests/server/test_batcher.py"
         " tests/server/test_jobs.py",
-        "python -m pytest tests/e2e/test_drain.py tests/e2e/test_start_and_stop.py",
-        "python -m pytest tests/e2e/test_no_text.py tests/e2e/test_bad_input.py",
+        ".venv/bin/python -m pytest tests/e2e/test_drain.py tests/e2e/test_start_and_stop.py",
+        ".venv/bin/python -m pytest tests/e2e/test_no_text.py tests/e2e/test_bad_input.py",
     ),
     "minutes to hours": (
         "make soak",
@@ -131,6 +131,11 @@ def commands(code: str) -> list[str]:
     """The commands of a block of `sh`, without comments; what the end of a line continues is one command."""
     lines = (re.sub(r"(^|\s)#.*", "", line) for line in re.sub(r"\\\n\s*", "", code).splitlines())
     return [line.strip() for line in lines if line.strip()]
+
+
+def shown(page: str) -> list[str]:
+    """Every command of a page."""
+    return [command for language, code in blocks(page) if language == "sh" for command in commands(code)]
 
 
 def runnable(page: str) -> list[tuple[str, str]]:

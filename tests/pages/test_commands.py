@@ -9,7 +9,7 @@ import pytest
 from google.protobuf import json_format
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
-from pages.commands import ELSEWHERE, PAGES, ROOT, UNRUN, blocks, commands
+from pages.commands import ELSEWHERE, PAGES, ROOT, UNRUN, blocks, shown
 
 from amnestic.v1 import prediction_pb2, unlearning_pb2
 from amnestic_server.cli import group
@@ -72,8 +72,8 @@ def test_what_cannot_be_run_reads_well(command):
 
 
 def test_what_cannot_be_run_is_on_a_page():
-    shown = {one for page in PAGES for language, code in blocks(page) if language == "sh" for one in commands(code)}
-    assert [command for command in UNRUN if command not in shown] == []
+    found = {command for page in PAGES for command in shown(page)}
+    assert [command for command in UNRUN if command not in found] == []
     assert len(UNRUN) == len(set(UNRUN))
 
 
@@ -84,6 +84,7 @@ def test_what_has_a_test_of_its_own_is_there():
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_stand_in_blocks_that_say_so(page):
     """In a block of another language, or of none, no test would find them."""
+    assert {"bash", "console", "shell", "zsh"}.isdisjoint(language for language, _ in blocks(page))
     others = [code for language, code in blocks(page) if language not in ("sh", "python")]
     assert re.findall(rf"^(?:\$ )?(?:{PROGRAMS}) .*", "".join(others), re.MULTILINE) == []
     text = (ROOT / page).read_text(encoding="utf-8")
