@@ -1,4 +1,8 @@
-"""What the pages show to be typed: blocks of `sh` and of `python`, and what there is of each that no test can run."""
+"""What the pages show to be typed: blocks of `sh` and of `python`.
+
+`tests/e2e/test_page_commands.py` runs all of it, in the order of the page, but what is in `ELSEWHERE` or `NOT_RUN`.
+So a new command is run as it stands, or has to be added here with the reason why it is not.
+"""
 
 import re
 from pathlib import Path
@@ -45,6 +49,7 @@ NOT_RUN = {
         "amnestic bench unlearn --data DIR --jobs 2 --report docs/benchmarks",
         "amnestic bench unlearn --sequence --method amnestic",
     ),
+    "the hub is not asked": ("hf download someone/notes-roberta --local-dir notes-roberta",),
     "they install, for which tests/client/test_base_install.py and tests/deploy have environments of their own": (
         "pip install 'amnestic[cpu]'",
         "pip install 'amnestic[cpu,otel]'",
