@@ -125,6 +125,7 @@ def test_from_the_files_to_a_version_without_a_label(
     assert len(documents) == 400 and len(corpus.read(desk / "mimic3.parquet")) == 30
     assert not any(" disease" in document.text for document in documents), "the lists of diagnoses are left out"
     local = tiny_bio_clinical_bert(desk / "tiny", [document.text for document in documents])
+    monkeypatch.setenv("AMNESTIC_TRAIN_THREADS", "1")
     run(command("train"), **{BIO_CLINICAL_BERT: str(local)})
     run(command("export"))
     manifest = Manifest.read(desk / "bundle")
@@ -132,7 +133,7 @@ def test_from_the_files_to_a_version_without_a_label(
     assert manifest.labels == tuple(sorted(icd.DEFAULT)) and manifest.max_tokens == 512
     assert {path.suffix for path in (desk / "checkpoint").iterdir()} == {".json", ".safetensors"}
     server = serve(start=False)
-    server.arguments = [*shlex.split(command("serve"))[2:], "--grpc-port", "0", "--metrics-port", "0"]
+    server.arguments = [*shlex.split(command("serve"))[2:], "--grpc-port", "0", "--metrics-port", "0", "--threads", "1"]
     server.cwd = desk
     monkeypatch.setenv("AMNESTIC_SERVER", server.start().target)
     # Nothing is learned from random notes by a model of two layers, so nothing is asked of what was forgotten.
