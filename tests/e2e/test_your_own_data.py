@@ -1,4 +1,4 @@
-"""The commands of docs/your-own-data.md, run as they stand there up to the bundle, on generated files.
+"""The commands of docs/your-own-data.md, run as they stand there, on generated files.
 
 Only two things are put in: the files that PhysioNet would ship, and in place of the hub's Bio_ClinicalBERT a tiny
 checkpoint in the same form, one `pytorch_model.bin`.
@@ -11,6 +11,7 @@ import re
 import shlex
 import sqlite3
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -18,9 +19,11 @@ import duckdb
 import pytest
 import torch
 from click.testing import CliRunner
+from e2e.harness import ANYTHING, Server
 from huggingface_hub import constants
 from mimic_files import write_mimic_iii, write_mimic_iv
 from open_data import DATA, needs
+from pages.commands import shown
 from postgres import PASSWORD, Postgres
 from toys import toy_model, toy_tokenizer
 
@@ -32,9 +35,7 @@ from amnestic_unlearn.manifest import Manifest, verify
 
 PAGE = (Path(__file__).parents[2] / "docs" / "your-own-data.md").read_text()
 BIO_CLINICAL_BERT = "emilyalsentzer/Bio_ClinicalBERT"
-COMMANDS = [
-    line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.replace("\\\n", "").splitlines()
-]
+COMMANDS = shown("docs/your-own-data.md")
 BENCHMARKS = [line for line in COMMANDS if line.startswith("amnestic bench unlearn ")]
 COMMIT = "0" * 40
 
@@ -114,7 +115,9 @@ def tiny_bio_clinical_bert(folder: Path, texts: list[str]) -> Path:
     return folder
 
 
-def test_from_the_files_to_a_bundle(desk: Path) -> None:
+def test_from_the_files_to_a_version_without_a_label(
+    desk: Path, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(command("corpus import mimic-iv"))
     run(command("corpus import mimic-iii"))
     assert "respiratory" in run(command("corpus describe"))
@@ -122,12 +125,21 @@ def test_from_the_files_to_a_bundle(desk: Path) -> None:
     assert len(documents) == 400 and len(corpus.read(desk / "mimic3.parquet")) == 30
     assert not any(" disease" in document.text for document in documents), "the lists of diagnoses are left out"
     local = tiny_bio_clinical_bert(desk / "tiny", [document.text for document in documents])
+    monkeypatch.setenv("AMNESTIC_TRAIN_THREADS", "1")
     run(command("train"), **{BIO_CLINICAL_BERT: str(local)})
     run(command("export"))
     manifest = Manifest.read(desk / "bundle")
     verify(desk / "bundle", manifest)
     assert manifest.labels == tuple(sorted(icd.DEFAULT)) and manifest.max_tokens == 512
     assert {path.suffix for path in (desk / "checkpoint").iterdir()} == {".json", ".safetensors"}
+    server = serve(start=False)
+    server.arguments = [*shlex.split(command("serve"))[2:], "--grpc-port", "0", "--metrics-port", "0", "--threads", "1"]
+    server.cwd = desk
+    monkeypatch.setenv("AMNESTIC_SERVER", server.start().target)
+    # Nothing is learned from random notes by a model of two layers, so nothing is asked of what was forgotten.
+    for name, value in (ANYTHING | {"max_steps": 1}).items():
+        monkeypatch.setenv(f"AMNESTIC_UNLEARN_{name.upper()}", str(value))
+    assert "version 2" in run(command("unlearn"))
 
 
 TABLES = [line for line in COMMANDS if line.startswith("amnestic corpus import table ")]
@@ -242,6 +254,12 @@ def test_the_page_names_commands_and_options_that_exist(line: str) -> None:
             found = step
     known = {option for parameter in found.params for option in parameter.opts}
     assert {word for word in words if word.startswith("--")} <= known
+
+
+def test_no_command_of_the_page_is_left_out() -> None:
+    alone = ("corpus import mimic-iv", "corpus import mimic-iii", "corpus import eicu", "corpus describe")
+    alone += ("train", "export", "serve", "unlearn")
+    assert sorted(COMMANDS) == sorted([*map(command, alone), *TABLES, *BENCHMARKS])
 
 
 def test_the_page_has_a_benchmark_of_each_database() -> None:
