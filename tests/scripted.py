@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from amnestic_server import attempt as attempts
 from amnestic_server import bundle as bundles
-from amnestic_server import jobs as jobs_module
 from amnestic_server.app import _evaluation
 from amnestic_server.batcher import Batcher
 from amnestic_server.engine import Engine
@@ -145,7 +145,7 @@ def started(bundle, corpus_path, tmp_path, monkeypatch):
 
         worker = Worker(loaded, evidence)
         worker.may_end.set()
-        monkeypatch.setattr(jobs_module, "run_worker", worker)
+        monkeypatch.setattr(attempts, "run_worker", worker)
         jobs = Jobs(
             bundle=loaded,
             store=store,

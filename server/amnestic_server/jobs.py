@@ -22,12 +22,11 @@ from typing import Any, TypeVar
 
 from amnestic import dsse
 from amnestic_server import admission, caller
-from amnestic_server import candidate as candidates
 from amnestic_server import receipt as receipts
 from amnestic_server.admission import LabelCounts
+from amnestic_server.attempt import Attempts
 from amnestic_server.bundle import Bundle
 from amnestic_server.caller import Caller
-from amnestic_server.candidate import Candidate, Judge, Judgement
 from amnestic_server.engine import Engine
 from amnestic_server.errors import AlreadyExistsError, DrainingError, EngineLostError, PreconditionError, StoreError
 from amnestic_server.evaluation import Evaluator
@@ -41,11 +40,10 @@ from amnestic_server.settings import Settings
 from amnestic_server.snapshot import Snapshots
 from amnestic_server.staging import Staging
 from amnestic_server.store import Store
-from amnestic_server.versions import GatedPatch, Versions
-from amnestic_server.worker import WorkerError, run_worker
-from amnestic_unlearn.manifest import MANIFEST
-from amnestic_unlearn.patch import PatchError, digest_of
-from amnestic_unlearn.spec import GateLimits, JobSpec, Progress
+from amnestic_server.versions import Versions
+from amnestic_server.worker import WorkerError
+from amnestic_unlearn.patch import PatchError
+from amnestic_unlearn.spec import GateLimits, Progress
 
 log = logging.getLogger(__name__)
 
@@ -107,8 +105,7 @@ class Jobs:
         self._snapshots = snapshots
         self._versions = versions
         self._staging = staging
-        self._engine = engine
-        self._judge = Judge(bundle, engine, evaluator) if evaluator else None
+        self._attempts = Attempts(bundle, store, snapshots, versions, engine, evaluator, settings)
         self._counts = counts
         self._settings = settings
         self._metrics = metrics
@@ -377,53 +374,6 @@ class Jobs:
         """Train, gate and activate or stage; `detail` takes in what is found on the way."""
         view = await self.get(job_id)
         request = view.request
-        set_out_from = self._versions.active
-        manifest = self._bundle.manifest
-        union = {*self._snapshots.active.forgotten, *request.labels}
-        detail["forgotten"] = manifest.ordered(union)
-        detail["bundle"] = {MANIFEST: self._bundle.digest, **manifest.files}
-        detail["environment"] = self._engine.environment
-        await asyncio.to_thread(self._store.start_job, job_id, detail)
-        failpoint("job-begun")
-        await self._show_counts()
-        # What was purged from the bundle need not be forgotten again.
-        candidate = await self._train(job_id, request, manifest.ordered(union.difference(manifest.forgotten)))
-        detail["change"] = {
-            **candidate.report,
-            "patch_digest": digest_of(candidate.data),
-            "row_ids": candidate.patch.row_ids.tolist(),
-        }
-        await asyncio.to_thread(self._store.update_job, job_id, JobState.GATING, detail)
-        await self._show_counts()
-        failpoint("gating-recorded")
-        assert self._judge is not None
-        judgement = await self._judge.judge(candidate, request.limits)
-        failpoint("gates-measured")
-        detail["gates"] = [{**dataclasses.asdict(gate), "passed": gate.passed} for gate in judgement.gates]
-        detail["measured"] = {**dataclasses.asdict(judgement.figures), "base_f1": judgement.base_f1}
-        detail["counts"] = judgement.counts
-        if not judgement.passed:
-            return JobState.REJECTED
-        if request.dry_run:
-            return JobState.SUCCEEDED
-        await self._make_version(job_id, set_out_from, candidate, judgement, view, detail)
-        return JobState.STAGED if request.stage else JobState.SUCCEEDED
-
-    async def _train(self, job_id: str, request: UnlearnRequest, forgotten: tuple[str, ...]) -> Candidate:
-        assert self._settings.corpus is not None
-        folder = self._store.work_folder(job_id)
-        await asyncio.to_thread(shutil.rmtree, folder, True)
-        folder.mkdir()
-        failpoint("work-folder-made")
-        spec = JobSpec(
-            job_id=job_id,
-            bundle=str(self._settings.bundle.resolve()),
-            corpus=str(self._settings.corpus.resolve()),
-            forget=forgotten,
-            method=request.method,
-            threads=self._settings.worker_threads,
-            memory_bytes=self._settings.worker_memory_mb * 2**20,
-        )
 
         def on_progress(progress: Progress) -> None:
             self._progress[job_id] = progress
@@ -431,35 +381,24 @@ class Jobs:
                 self._metrics.job_progress.set(progress.step / progress.steps)
             self._notify()
 
-        await run_worker(spec, folder, self._settings.worker_timeout_secs, on_progress)
-        failpoint("worker-done")
-        return await asyncio.to_thread(candidates.load, folder, forgotten, self._bundle, self._engine.device)
-
-    async def _make_version(
-        self,
-        job_id: str,
-        set_out_from: int,
-        candidate: Candidate,
-        judgement: Judgement,
-        view: JobView,
-        detail: dict[str, Any],
-    ) -> None:
+        attempt = await self._attempts.make(job_id, request, detail, self._show_counts, on_progress)
+        if not attempt.judgement.passed:
+            return JobState.REJECTED
+        if request.dry_run:
+            return JobState.SUCCEEDED
         assert self._running is not None
         # From here on the job can't be cancelled: what is committed is served, or staged.
         self._running.decided = True
-        gated = GatedPatch(job_id, set_out_from, candidate.data, candidate.patch, judgement.figures, detail)
-        if view.request.stage:
-            version = await self._versions.stage_patch(gated)
-        else:
-            version, detail["swap_seconds"] = await self._versions.activate_patch(gated)
+        version = await self._attempts.make_version(job_id, attempt, detail, stage=request.stage)
         log.info(
             "job %s made version %d, %s, which has forgotten %s; relaxed gates: %s",
             job_id,
             version,
-            "staged" if view.request.stage else "active",
+            "staged" if request.stage else "active",
             ", ".join(detail["forgotten"]),
             ", ".join(view.relaxed_gates) or "none",
         )
+        return JobState.STAGED if request.stage else JobState.SUCCEEDED
 
     async def _end(self, job_id: str, state: JobState, detail: dict[str, Any], error: str = "") -> None:
         log.info("job %s: %s %s", job_id, state.value, error)

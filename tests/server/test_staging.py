@@ -278,7 +278,7 @@ async def test_a_damaged_patch_of_the_active_version_stops_the_start_until_it_is
 
 def load(parts):
     """What a start does with the versions of the store."""
-    return load_snapshots(parts.jobs._bundle, parts.store, parts.jobs._engine)
+    return load_snapshots(parts.jobs._bundle, parts.store, parts.versions._engine)
 
 
 @pytest.mark.parametrize("moment", [0.0, 0.02])
