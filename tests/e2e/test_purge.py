@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from amnestic_client import AmnesticError, JobState, NotFound
 from amnestic_server import audit, purge
-from amnestic_server.errors import PreconditionError
+from amnestic_server.errors import PreconditionError, StartError
 from amnestic_server.purge import READY
 from amnestic_server.store import Store
 from amnestic_unlearn.manifest import MANIFEST, Manifest, file_digest
@@ -207,6 +207,8 @@ def test_a_purge_that_ends_anywhere_is_finished_by_the_next(bundle, tmp_path):
         assert Manifest.read(own).purged.version == 2
         assert {path.name for path in own.iterdir()} == {path.name for path in made.iterdir()}
     assert moment > 8
+    with pytest.raises(StartError, match="the store belongs to another bundle"):
+        Store(store, file_digest(made / MANIFEST))
 
 
 def kill_at(patch, moment):
