@@ -257,6 +257,8 @@ class Batcher:
                 self._tokenize(texts)
             elif batch is not None:
                 self._run_batch(batch)
+            # A thread that waits holds no text, and no version that may be gone by then.
+            del texts, batch
 
     def _has_work(self) -> bool:
         """The lock is held."""

@@ -13,7 +13,7 @@
     ├── DeadlineError          dropped while it waited
     ├── SlowReaderError        the caller of a stream left answers unread
     ├── DrainingError          the server is shutting down
-    ├── StoreError             store or bundle could not be read or written; nothing was changed
+    ├── StoreError             store or bundle could not be read or written; nothing was changed, but by a purge
     ├── EngineError            the engine failed on this request alone
     └── EngineLostError        the engine answers nothing any more; the process ends
     StartError                 the server cannot start; for the operator, not for callers

@@ -80,7 +80,8 @@ class Evaluator:
         """Compare with another base from now on, and forget what was found of the one before; nobody may be asking."""
         self._manifest, self._base = manifest, base
         self._base_answers = None
-        self._base_probes.clear()
+        # A thread that was not waited for may still add to the old ones.
+        self._base_probes = {}
 
     async def answers(self, snapshot: Snapshot) -> GateAnswers:
         """A snapshot's answers; raises EngineError."""
@@ -100,8 +101,8 @@ class Evaluator:
         f1 = await asyncio.to_thread(self._f1, answers.logits, labels)
         auroc = {label: await asyncio.to_thread(self._auroc, answers, label) for label in labels}
         # What a probe finds is told as a share of what the base knows: nothing, of what was purged from it.
-        known = [label for label in labels if label not in self._manifest.forgotten]
-        ratio = {label: await asyncio.to_thread(self._probe_ratio, answers, base, label) for label in known}
+        known, probes = [label for label in labels if label not in self._manifest.forgotten], self._base_probes
+        ratio = {label: await asyncio.to_thread(self._probe_ratio, answers, base, probes, label) for label in known}
         return Figures(f1, auroc, ratio)
 
     async def base_f1(self, forgotten: Collection[str]) -> dict[str, float]:
@@ -152,11 +153,12 @@ class Evaluator:
             return float("nan")
         return measures.two_sided(measures.auroc(self._documents.truth[:, column], score))
 
-    def _probe_ratio(self, answers: GateAnswers, base: GateAnswers, label: str) -> float:
-        if label not in self._base_probes:
-            self._base_probes[label] = self._probe(base, label)
+    def _probe_ratio(self, answers: GateAnswers, base: GateAnswers, probes: dict[str, float], label: str) -> float:
+        """`probes` has what is found in the base, by label, and takes in what is found now."""
+        if label not in probes:
+            probes[label] = self._probe(base, label)
         moved = probe.has_moved(answers.features, base.features)
-        return probe.excess_ratio(self._probe(answers, label), self._base_probes[label], self.chance(label), moved)
+        return probe.excess_ratio(self._probe(answers, label), probes[label], self.chance(label), moved)
 
     def _probe(self, answers: GateAnswers, label: str) -> float:
         truth = self._documents.truth[:, self._column(label)]

@@ -140,6 +140,8 @@ class Jobs:
         if self._main is not None:
             self._queued.set()
             await asyncio.gather(self._main, return_exceptions=True)
+        # They hold the store.
+        await asyncio.gather(*self._changes, return_exceptions=True)
 
     async def request(self, request: UnlearnRequest, request_id: str | None) -> JobView:
         """Queue a job, or find the one that the same request id made before."""
@@ -285,6 +287,7 @@ class Jobs:
 
     async def _check(self, request: UnlearnRequest) -> None:
         """Refuse what can't succeed, before a job is made of it."""
+        self._versions.check_no_purge()
         unfinished = await asyncio.to_thread(self._store.unfinished_jobs)
         admission.check(
             request, self._bundle.manifest.labels, self._counts, self._snapshots.active.forgotten, unfinished

@@ -6,8 +6,12 @@ they take the old ones' places, if need be at the next start. The store follows 
 
 import dataclasses
 import errno
+import fcntl
 import logging
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -29,11 +33,18 @@ READY, PARTIAL = ".purged", ".purged.partial"
 FILES = (EMBEDDINGS, HEAD, MANIFEST)
 
 
+class UnfinishedError(StoreError):
+    """Some of the bundle's files are the new ones already: the purge can only go on."""
+
+    def __init__(self) -> None:
+        super().__init__("the purge is begun and could not be finished: ask for it again")
+
+
 def purge(folder: Path, store_folder: Path, version: int, reason: str, signing_key: Path | None = None) -> Purged:
     """Purge a bundle and its store, whose server does not run, of all but the active version, which this must be.
 
-    Raises StartError, BundleError, NotFoundError, PreconditionError or StoreError. What was begun is finished by the
-    next start of the server, or by another purge.
+    Raises StartError, BundleError, PreconditionError or StoreError. What was begun is finished by the next start of the
+    server, or by another purge.
     """
     try:
         complete(folder)
@@ -44,30 +55,36 @@ def purge(folder: Path, store_folder: Path, version: int, reason: str, signing_k
     try:
         if version != store.active_version():
             raise PreconditionError("that version is not active", field="version", reason="VERSION_NOT_ACTIVE")
-        now = rewrite(bundle, store, version, reason)
-        assert now.manifest.purged is not None
-        store.purge(now.digest, now.manifest.purged)
+        if not is_done(bundle, version):
+            bundle = rewrite(bundle, store, version, reason)
+            assert bundle.manifest.purged is not None
+            store.purge(bundle.digest, bundle.manifest.purged)
         remove_patches(store)
     finally:
         store.close()
-    return now.manifest.purged
+    assert bundle.manifest.purged is not None
+    return bundle.manifest.purged
+
+
+def is_done(bundle: Bundle, version: int) -> bool:
+    """Whether this version is the bundle already."""
+    return bundle.manifest.purged is not None and bundle.manifest.purged.version == version
 
 
 def remove_patches(store: Store) -> None:
     """Delete what still knows, once the store is that of the new bundle. Raises StoreError."""
     if not store.remove_unneeded_patches():
-        raise StoreError("the bundle is purged, but a patch could not be deleted; try again")
+        raise StoreError("the bundle is purged, but a patch could not be deleted: ask for the purge again")
 
 
 def rewrite(bundle: Bundle, store: Store, version: int, reason: str) -> Bundle:
     """Write what the active version is into the bundle's files, and return the bundle that they are then.
 
-    The store is told by `Store.purge` afterwards. Raises PreconditionError or StoreError.
+    The store is told by `Store.purge` afterwards. Raises PreconditionError or StoreError, after which the bundle is as
+    it was; but after UnfinishedError it can only become what was begun.
     """
-    # Of a purge that did not come so far.
-    remove_patches(store)
     record = next(record for record in store.versions() if record.version == version)
-    if set(record.forgotten) == set(bundle.manifest.forgotten) or record.patch_digest is None:
+    if record.patch_digest is None:
         raise PreconditionError(
             "the active version has forgotten nothing that the bundle knows", reason="NOTHING_TO_PURGE"
         )
@@ -77,23 +94,42 @@ def rewrite(bundle: Bundle, store: Store, version: int, reason: str) -> Bundle:
     except PatchError as error:
         raise PreconditionError(f"version {version} cannot be loaded: {error}", reason="PATCH_DAMAGED") from error
     store.request_purge(version, reason)
-    purged = Purged(version, bundle.manifest.ordered(record.forgotten), bundle.digest)
+    purged = Purged(version, bundle.manifest.ordered(record.forgotten), bundle.digest, record.patch_digest)
     try:
-        complete(bundle.folder)
-        if Manifest.read(bundle.folder).purged != purged:
-            _write(bundle, patch, purged)
-            failpoint("purge-written")
-            complete(bundle.folder)
-        failpoint("purge-in-place")
-        return bundles.load(bundle.folder)
+        with _alone(bundle.folder):
+            return _rewrite(bundle, patch, purged)
     except (OSError, BundleError) as error:
-        # A full disk gets back what it had room for.
-        shutil.rmtree(bundle.folder / PARTIAL, ignore_errors=True)
         raise _failed(error) from error
 
 
 def complete(folder: Path) -> None:
-    """Put the new files of a purge that was begun in their places; does nothing if none was. Raises OSError."""
+    """Put the new files of a purge that was begun in their places; does nothing if none was.
+
+    Raises OSError, or BundleError while another process purges the bundle.
+    """
+    if (folder / PARTIAL).exists() or (folder / READY).exists():
+        with _alone(folder):
+            _complete(folder)
+
+
+def _rewrite(bundle: Bundle, patch: Patch, purged: Purged) -> Bundle:
+    folder = bundle.folder
+    try:
+        _complete(folder)
+        if Manifest.read(folder).purged != purged:
+            _write(bundle, patch, purged)
+            failpoint("purge-written")
+            _complete(folder)
+        failpoint("purge-in-place")
+        return bundles.load(folder)
+    except (OSError, BundleError) as error:
+        if _take_back(folder, bundle):
+            raise
+        _failed(error)
+        raise UnfinishedError from error
+
+
+def _complete(folder: Path) -> None:
     shutil.rmtree(folder / PARTIAL, ignore_errors=True)
     ready = folder / READY
     if not ready.is_dir():
@@ -104,6 +140,33 @@ def complete(folder: Path) -> None:
             durable.sync_folder(folder)
     ready.rmdir()
     durable.sync_folder(folder)
+
+
+def _take_back(folder: Path, bundle: Bundle) -> bool:
+    """Leave the bundle as it was, and nothing beside it, if none of its files is a new one; returns whether so."""
+    ready = folder / READY
+    with suppress(OSError):
+        if all((ready / name).exists() for name in FILES):
+            ready.rename(folder / PARTIAL)
+            durable.sync_folder(folder)
+    shutil.rmtree(folder / PARTIAL, ignore_errors=True)
+    try:
+        return not ready.exists() and file_digest(folder / MANIFEST) == bundle.digest
+    except OSError:
+        return False
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """No other process purges the bundle meanwhile. Raises BundleError if one does, or OSError."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise BundleError("another process purges it") from None
+    finally:
+        os.close(descriptor)
 
 
 def _failed(error: BundleError | OSError) -> AmnesticError:

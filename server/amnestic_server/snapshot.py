@@ -225,6 +225,11 @@ class Snapshots:
         while any(count for version, count in self._routed.items() if version != self._active.version):
             await self._next_release()
 
+    async def alone(self) -> None:
+        """Return once no call at all is pinned to any other version than the active one."""
+        while any(version != self._active.version for pins in (self._routed, self._by_number) for version in pins):
+            await self._next_release()
+
     async def left(self, version: int) -> None:
         """Return once no call at all is pinned to this version."""
         while self._routed[version] or self._by_number[version]:

@@ -99,7 +99,7 @@ class Staging:
         Version 0 is the one that has a rollout, or else the only one that is staged. Raises InvalidArgumentError,
         NotFoundError or PreconditionError; the last also while another version has shares above 0.
         """
-        async with self._versions.changing:
+        async with self._versions.change():
             version = version or self._only_one()
             before = self._shares_of(version)
             shares = Shares(before.canary if canary is None else canary, before.shadow if shadow is None else shadow)
@@ -120,7 +120,7 @@ class Staging:
 
         Raises NotFoundError or PreconditionError.
         """
-        async with self._versions.changing:
+        async with self._versions.change():
             job = await asyncio.to_thread(self._store.staged_job, version)
             self._snapshots.get(version)
             evidence = self._evidence(version)
@@ -136,7 +136,7 @@ class Staging:
         """Give up the version of a staged job: no further call has it, those in flight are answered, then the job is
         CANCELLED and the patch deleted. Raises PreconditionError if the job is not staged any more.
         """
-        async with self._versions.changing:
+        async with self._versions.change():
             job = await asyncio.to_thread(self._store.job, job_id)
             if job.state is not JobState.STAGED or job.version is None:
                 raise PreconditionError("the job has ended", reason="JOB_ENDED")

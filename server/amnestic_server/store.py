@@ -291,8 +291,12 @@ class Store:
             failpoint("rollout-before-commit")
 
     def roll_back(self, version: int, reason: str, restored: Sequence[str] = ()) -> None:
-        """Move the active pointer to an existing version, and record why, and which labels it gives back."""
+        """Move the active pointer to a version that can answer, and record why, and which labels it gives back.
+
+        Raises NotFoundError.
+        """
         with self._transaction() as db:
+            version_rows.check_there(db, version)
             version_rows.activate(db, version)
             audit.append(db, "rolled back", None, version, {"reason": reason, "restored": list(restored)})
             failpoint("rollback-before-commit")

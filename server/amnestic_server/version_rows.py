@@ -58,7 +58,9 @@ def begin(db: sqlite3.Connection, bundle_digest: str, purged: Purged | None) -> 
 
 
 def take_over(db: sqlite3.Connection, bundle_digest: str, purged: Purged) -> None:
-    if active(db) != purged.version:
+    """Belong to what the bundle became by a purge. Raises StartError if this store's active version is not that."""
+    row = db.execute("SELECT patch_digest FROM versions WHERE version = ?", (active(db),)).fetchone()
+    if active(db) != purged.version or row["patch_digest"] != purged.patch:
         raise StartError("another version is active than the one that was made the bundle")
     db.execute("UPDATE state SET value = ? WHERE name = 'bundle_digest'", (bundle_digest,))
     db.execute("INSERT OR REPLACE INTO state (name, value) VALUES ('base_version', ?)", (str(purged.version),))
@@ -114,6 +116,13 @@ def withdraw(db: sqlite3.Connection, job: JobRecord, state: JobState, error: str
         db.execute("DELETE FROM state WHERE name = 'rollout'")
     audit.append(db, "version withdrawn", job.job_id, job.version, {})
     audit.append(db, f"job {state.lower()}", job.job_id, None, {**job.detail, "error": error})
+
+
+def check_there(db: sqlite3.Connection, version: int) -> None:
+    """Raises NotFoundError if there is no such version, or none any more."""
+    there = "SELECT 1 FROM versions WHERE version = ? AND version NOT IN (SELECT version FROM withdrawn)"
+    if db.execute(there, (version,)).fetchone() is None:
+        raise NotFoundError("there is no such version", field="version", resource="version")
 
 
 def staged_job(db: sqlite3.Connection, version: int) -> JobRecord:

@@ -3,6 +3,8 @@
 import asyncio
 import logging
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -78,7 +80,7 @@ class GatedPatch:
 class Versions:
     """Swaps versions one at a time, and shows what is measured of the one that serves.
 
-    Whoever changes which versions there are, or which is active, holds `changing`.
+    Whoever changes which versions there are, or which is active, does it within `change`.
     """
 
     def __init__(
@@ -96,7 +98,9 @@ class Versions:
         self._engine = engine
         self._evaluator = evaluator
         self._metrics = metrics
-        self.changing = asyncio.Lock()
+        self._changing = asyncio.Lock()
+        # Begun, and not to be finished yet: what the bundle becomes is what the active version is, so that stays.
+        self._purging = False
         self.around_swaps = AroundSwaps(store, metrics.recent_calls)
         self._measuring: asyncio.Task[None] | None = None
         self._figures: dict[int, Figures] = {}
@@ -111,6 +115,18 @@ class Versions:
         """By label, through the served path; empty until it has been measured."""
         return self._figures.get(self.active, Figures()).f1
 
+    @asynccontextmanager
+    async def change(self) -> AsyncIterator[None]:
+        """Wait for every other change. Raises PreconditionError while a purge is begun and not finished."""
+        async with self._changing:
+            self.check_no_purge()
+            yield
+
+    def check_no_purge(self) -> None:
+        """Raises PreconditionError while a purge is begun and not finished."""
+        if self._purging:
+            raise PreconditionError("a purge is begun and not finished: ask for it again", reason="PURGE_UNFINISHED")
+
     async def records(self) -> list[tuple[VersionRecord, dict[str, float]]]:
         """Every version, oldest first, with its F1 by label where it has been measured since the start."""
         records = await asyncio.to_thread(self._store.versions)
@@ -124,13 +140,13 @@ class Versions:
 
         Returns the version and the seconds from the swap to the last answer of the version before.
         """
-        async with self.changing:
+        async with self.change():
             version = await self._add(gated, staged=False)
             return version, await self.swap(version, gated.job_id)
 
     async def stage_patch(self, gated: GatedPatch) -> int:
         """The same, but keep the version beside the active one until it is promoted or withdrawn; returns it."""
-        async with self.changing:
+        async with self.change():
             return await self._add(gated, staged=True)
 
     async def roll_back(self, version: int, reason: str, *, restore_forgotten: bool = False) -> None:
@@ -142,10 +158,11 @@ class Versions:
         """
         if not reason.strip():
             raise InvalidArgumentError("a rollback needs a reason", field="reason")
-        wanted = self._snapshots.get(version)
         if restore_forgotten:
             caller.current().require(Role.ADMIN)
-        async with self.changing:
+        async with self.change():
+            # Not before: a change that was waited for may have left nothing of it.
+            wanted = self._snapshots.get(version)
             if version == self.active:
                 raise PreconditionError("that version is active already", field="version", reason="VERSION_ACTIVE")
             if version > self.active:
@@ -175,29 +192,38 @@ class Versions:
         """
         if not reason.strip():
             raise InvalidArgumentError("a purge needs a reason", field="reason")
-        self._snapshots.get(version)
-        async with self.changing:
+        async with self._changing:
+            self._snapshots.get(version)
             if version != self.active:
                 raise PreconditionError("that version is not active", field="version", reason="VERSION_NOT_ACTIVE")
-            now = await asyncio.to_thread(purge.rewrite, self._bundle, self._store, version, reason)
-            assert now.manifest.purged is not None
-            await until_stored(partial(self._store.purge, now.digest, now.manifest.purged))
-            failpoint("purge-committed")
-            self.stop_measuring()
-            await self._keep_only(now)
+            if not purge.is_done(self._bundle, version):
+                await self._purge(version, reason)
+            # Last, and again where it failed before: until then a crash needs them no more, but they still know.
             await asyncio.to_thread(purge.remove_patches, self._store)
-            log.warning("version %d is the bundle now: %s is purged", version, ", ".join(now.manifest.forgotten))
-            self.measure_active()
+
+    async def _purge(self, version: int, reason: str) -> None:
+        try:
+            now = await asyncio.to_thread(purge.rewrite, self._bundle, self._store, version, reason)
+        except purge.UnfinishedError:
+            self._purging = True
+            raise
+        self._purging = False
+        assert now.manifest.purged is not None
+        await until_stored(partial(self._store.purge, now.digest, now.manifest.purged))
+        failpoint("purge-committed")
+        self.stop_measuring()
+        await self._keep_only(now)
+        log.warning("version %d is the bundle now: %s is purged", version, ", ".join(now.manifest.forgotten))
+        self.measure_active()
 
     async def _keep_only(self, bundle: Bundle) -> None:
         """Serve what the bundle is now, whose answers are those of the active version, and nothing else."""
         snapshots = self._snapshots
-        others = [version for version in snapshots.versions if version != self.active]
-        for version in others:
-            snapshots.withdraw(version)
-        for version in others:
-            # Its rows lie over the base's table, which goes.
-            await snapshots.left(version)
+        for version in snapshots.versions:
+            if version != self.active:
+                snapshots.withdraw(version)
+        # The rows of others lie over the base's table, which goes.
+        await snapshots.alone()
         self._bundle.become(bundle)
         self._engine.replace_table(bundle.table)
         snapshots.replace_all(base_snapshot(bundle, self._engine.device))

@@ -70,12 +70,14 @@ class Precision(StrEnum):
 class Purged:
     """That a bundle is what another became when the labels that a version of it had forgotten were purged from it.
 
-    `version` is that version, whose number the bundle itself now has, and `before` the digest of the manifest before.
+    `version` is that version, whose number the bundle itself now has, `patch` the digest of its patch, and `before`
+    that of the manifest before.
     """
 
     version: int
     forgotten: tuple[str, ...]
     before: str
+    patch: str
 
 
 @dataclass(frozen=True, slots=True)

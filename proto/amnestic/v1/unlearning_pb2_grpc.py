@@ -213,8 +213,8 @@ class UnlearningServiceServicer:
 
         Errors: INVALID_ARGUMENT (no reason), NOT_FOUND (no such version),
         FAILED_PRECONDITION (not the active version, a job is unfinished, nothing was
-        forgotten that the bundle knows, the bundle's folder cannot be written),
-        UNAVAILABLE (the disk failed: ask again).
+        forgotten, the bundle's folder cannot be written), UNAVAILABLE (the disk
+        failed: ask again). Asked for again, it answers as before.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -97,8 +97,8 @@ class UnlearningServiceStub:
 
     Errors: INVALID_ARGUMENT (no reason), NOT_FOUND (no such version),
     FAILED_PRECONDITION (not the active version, a job is unfinished, nothing was
-    forgotten that the bundle knows, the bundle's folder cannot be written),
-    UNAVAILABLE (the disk failed: ask again).
+    forgotten, the bundle's folder cannot be written), UNAVAILABLE (the disk
+    failed: ask again). Asked for again, it answers as before.
     """
 
 @_typing.type_check_only
@@ -170,8 +170,8 @@ class UnlearningServiceAsyncStub(UnlearningServiceStub):
 
     Errors: INVALID_ARGUMENT (no reason), NOT_FOUND (no such version),
     FAILED_PRECONDITION (not the active version, a job is unfinished, nothing was
-    forgotten that the bundle knows, the bundle's folder cannot be written),
-    UNAVAILABLE (the disk failed: ask again).
+    forgotten, the bundle's folder cannot be written), UNAVAILABLE (the disk
+    failed: ask again). Asked for again, it answers as before.
     """
 
 class UnlearningServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -312,8 +312,8 @@ class UnlearningServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: INVALID_ARGUMENT (no reason), NOT_FOUND (no such version),
         FAILED_PRECONDITION (not the active version, a job is unfinished, nothing was
-        forgotten that the bundle knows, the bundle's folder cannot be written),
-        UNAVAILABLE (the disk failed: ask again).
+        forgotten, the bundle's folder cannot be written), UNAVAILABLE (the disk
+        failed: ask again). Asked for again, it answers as before.
         """
 
 def add_UnlearningServiceServicer_to_server(servicer: UnlearningServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
