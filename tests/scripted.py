@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from amnestic_server import attempt as attempts
+from amnestic_server import attempt
 from amnestic_server import bundle as bundles
 from amnestic_server.app import _evaluation
 from amnestic_server.batcher import Batcher
@@ -145,15 +145,14 @@ def started(bundle, corpus_path, tmp_path, monkeypatch):
 
         worker = Worker(loaded, evidence)
         worker.may_end.set()
-        monkeypatch.setattr(attempts, "run_worker", worker)
+        monkeypatch.setattr(attempt, "run_worker", worker)
         jobs = Jobs(
             bundle=loaded,
             store=store,
             snapshots=snapshots,
             versions=versions,
             staging=staging,
-            engine=engine,
-            evaluator=evaluator,
+            attempts=attempt.Attempts(loaded, store, snapshots, versions, engine, evaluator, settings),
             counts=counts,
             settings=settings,
             metrics=metrics,

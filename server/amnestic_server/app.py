@@ -22,6 +22,7 @@ from amnestic_server import audit, listening, logs, otel, purge, trace
 from amnestic_server import bundle as bundles
 from amnestic_server.access import Access
 from amnestic_server.admission import LabelCounts
+from amnestic_server.attempt import Attempts
 from amnestic_server.audit import AuditError
 from amnestic_server.batcher import Batcher
 from amnestic_server.bundle import Bundle
@@ -114,8 +115,7 @@ async def serve(settings: Settings, *, as_json: bool = False) -> None:
             snapshots=snapshots,
             versions=versions,
             staging=staging,
-            engine=engine,
-            evaluator=evaluator,
+            attempts=Attempts(bundle, store, snapshots, versions, engine, evaluator, settings),
             counts=counts,
             settings=settings,
             metrics=metrics,

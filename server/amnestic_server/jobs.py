@@ -27,9 +27,7 @@ from amnestic_server.admission import LabelCounts
 from amnestic_server.attempt import Attempts
 from amnestic_server.bundle import Bundle
 from amnestic_server.caller import Caller
-from amnestic_server.engine import Engine
 from amnestic_server.errors import AlreadyExistsError, DrainingError, EngineLostError, PreconditionError, StoreError
-from amnestic_server.evaluation import Evaluator
 from amnestic_server.failpoints import failpoint
 from amnestic_server.metrics import Metrics
 from amnestic_server.persistence import until_stored
@@ -94,8 +92,7 @@ class Jobs:
         snapshots: Snapshots,
         versions: Versions,
         staging: Staging,
-        engine: Engine,
-        evaluator: Evaluator | None,
+        attempts: Attempts,
         counts: LabelCounts | None,
         settings: Settings,
         metrics: Metrics,
@@ -105,7 +102,7 @@ class Jobs:
         self._snapshots = snapshots
         self._versions = versions
         self._staging = staging
-        self._attempts = Attempts(bundle, store, snapshots, versions, engine, evaluator, settings)
+        self._attempts = attempts
         self._counts = counts
         self._settings = settings
         self._metrics = metrics
