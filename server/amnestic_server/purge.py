@@ -125,7 +125,7 @@ def _rewrite(bundle: Bundle, patch: Patch, purged: Purged) -> Bundle:
     except (OSError, BundleError) as error:
         if _take_back(folder, bundle):
             raise
-        _failed(error)
+        _tell(error)
         raise UnfinishedError from error
 
 
@@ -169,10 +169,14 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def _tell(error: BundleError | OSError) -> None:
+    cause = errno.errorcode.get(error.errno or 0) if isinstance(error, OSError) else None
+    log.error("the bundle could not be rewritten: %s", cause or error)
+
+
 def _failed(error: BundleError | OSError) -> AmnesticError:
-    number = error.errno if isinstance(error, OSError) else None
-    log.error("the bundle could not be rewritten: %s", errno.errorcode.get(number or 0, error))
-    if number in (errno.EROFS, errno.EACCES, errno.EPERM):
+    _tell(error)
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return PreconditionError("the server may not write the bundle's folder", reason="BUNDLE_READ_ONLY")
     return StoreError("the bundle could not be written; try again")
 
