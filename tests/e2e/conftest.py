@@ -76,7 +76,7 @@ def start_crashing(serve_for_module, tmp_path_factory, kept, check_active):
         folder = tmp_path_factory.mktemp("crashing")
         server = serve_for_module(*ATTEMPTS, *flags, start=False, **options)
         if store is not None:
-            server.arguments[server.arguments.index("--store") + 1] = str(store)
+            server.set_flag("--store", store)
             server.store = store
         server.program = [sys.executable, crashing.__file__, str(kept)]
         started = Crashing(server, folder / "failpoints", check_active, labels)

@@ -128,14 +128,13 @@ class Crashing:
     def _on_copies(self) -> Iterator[Path]:
         """The server runs on a copy of its store and of its bundle, whose folder this gives."""
         server, folder = self.server, self.failpoints.parent / "copies"
-        arguments, store = server.arguments, server.store
+        arguments, store = [*server.arguments], server.store
         assert server.terminate() == 0
         shutil.copytree(store, folder / "store")
         shutil.copytree(arguments[arguments.index("--bundle") + 1], folder / "bundle")
         try:
-            own = {"--store": str(folder / "store"), "--bundle": str(folder / "bundle")}
-            flags = [None, *arguments]
-            server.arguments = [own.get(flag or "", value) for flag, value in zip(flags, arguments, strict=False)]
+            server.set_flag("--store", folder / "store")
+            server.set_flag("--bundle", folder / "bundle")
             server.store = folder / "store"
             server.start()
             yield folder / "bundle"

@@ -103,6 +103,10 @@ class Server:
         """A client of the process that runs now."""
         return self._clients[-1]
 
+    def set_flag(self, flag: str, value: Path) -> None:
+        """Of the next start; it has the flag already."""
+        self.arguments[self.arguments.index(flag) + 1] = str(value)
+
     def start(self) -> Self:
         with self.log_file.open("a") as log:
             self._process = subprocess.Popen(
