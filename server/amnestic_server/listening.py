@@ -6,7 +6,7 @@ import socket
 import stat
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -34,6 +34,8 @@ PROBE_SECONDS = 1.0
 # after 30 s, without a word of when to come back; the queue refuses instead, and callers have deadlines of their own.
 MAX_PENDING_CALLS = 65_536
 MAX_PENDING_SECONDS = 3_600
+# What is left to do in the methods of calls that have ended is a matter of milliseconds.
+LAST_STEPS_SECONDS = 1.0
 
 
 # Given the port's name, what admits and traces its calls.
@@ -50,17 +52,23 @@ class Ports:
     services: list[grpc.aio.Server]
     health: list[grpc.aio.Server]
     targets: dict[str, str]
+    _before: set["asyncio.Task[Any]"] = field(default_factory=set)
 
     @property
     def all(self) -> list[grpc.aio.Server]:
         return [*self.services, *self.health]
 
     async def start(self) -> None:
+        self._before = asyncio.all_tasks()
         for server in self.all:
             await server.start()
 
     async def stop(self, grace: float) -> None:
+        """Let calls end for `grace` seconds, and cancel the others."""
         await asyncio.gather(*(server.stop(grace) for server in self.all))
+        # gRPC waits for its calls, but not for their methods: ended with the loop, one would be logged as a failure.
+        if left := asyncio.all_tasks() - self._before:
+            await asyncio.wait(left, timeout=LAST_STEPS_SECONDS)
 
 
 def bind(
