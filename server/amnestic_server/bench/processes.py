@@ -41,9 +41,10 @@ class Server:
         return resident_megabytes(self.pid)
 
 
-def predictions(texts: Sequence[str]) -> list[bytes]:
-    """A request to predict for each text, serialised."""
-    return [prediction.PredictRequest(documents=[text]).SerializeToString() for text in texts]
+def predictions(texts: Sequence[str], documents: int = 1) -> list[bytes]:
+    """Requests to predict, of so many texts each, serialised; the last has those that are left."""
+    parts = (texts[start : start + documents] for start in range(0, len(texts), documents))
+    return [prediction.PredictRequest(documents=part).SerializeToString() for part in parts]
 
 
 class Load:

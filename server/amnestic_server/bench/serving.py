@@ -24,23 +24,27 @@ from amnestic_server.settings import available_cpus
 CONCURRENCIES = (8, CLIENTS)
 SHARES = (0.25, 0.5, 0.75, 0.9)
 LONE_CALLS = 96
+# How documents come where one is not waited for: several to a call.
+BULK_CLIENTS, BULK_DOCUMENTS = 8, 16
 AMNESTIC, OPEN = "amnestic", "open loop"
+BULK = f"{AMNESTIC}, {BULK_CLIENTS} clients, {BULK_DOCUMENTS} documents a call"
 # The search for the highest rate begins so far above the best that was seen.
 ROOM = 1.1
-# The ceiling, the engine and a client one by one, the clients, the open loops, the search, the echo.
-PHASES = 5 + len(CONCURRENCIES) + len(SHARES)
+# The ceiling, the engine and a client one by one, the clients, those in bulk, the open loops, the search, the echo.
+PHASES = 6 + len(CONCURRENCIES) + len(SHARES)
 
 
 @dataclass(frozen=True, slots=True)
 class ServingResult:
     """Every phase by round, and the ratios that the design promises, as medians over the rounds with their spread.
 
-    `at_limit` is the highest open-loop rate whose p99 was at most `limit_ms`, to within `resolution`, both in calls a
-    second.
+    `bulk_of_ceiling` is of documents. `at_limit` is the highest open-loop rate whose p99 was at most `limit_ms`, to
+    within `resolution`, both in calls a second.
     """
 
     rounds: list[list[Phase]]
     of_ceiling: Summary
+    bulk_of_ceiling: Summary
     added_ms: Summary
     of_echo: Summary
     idle_megabytes: float
@@ -66,7 +70,7 @@ def run(
     """
     threads = threads or available_cpus()
     ceiling = Ceiling(bundle, texts, threads)
-    messages = predictions(texts)
+    messages, in_bulk = predictions(texts), predictions(texts, BULK_DOCUMENTS)
     measured: list[_Round] = []
     with (
         amnestic_server(bundle, threads) as server,
@@ -74,18 +78,22 @@ def run(
         tempfile.TemporaryDirectory() as folder,
     ):
         caller = Caller.unary(server.target, PREDICT, messages, Path(folder))
+        bulk = Caller.unary(server.target, PREDICT, in_bulk, Path(folder))
         echoed = Caller.unary(echo, ECHO, messages, Path(folder))
         ceiling.throughput()
         for number in range(rounds):
             one = _Round(number, seconds, on_phase)
             one.alone(ceiling, server.target, messages)
-            one.clients(caller)
+            one.clients(caller, bulk)
             one.open_loops(caller, limit_ms)
             one.echo(echoed)
             measured.append(one)
     return ServingResult(
         rounds=[one.phases for one in measured],
         of_ceiling=Summary.of([one.named(_clients(CLIENTS)).rate / one.ceiling.rate for one in measured]),
+        bulk_of_ceiling=Summary.of(
+            [len(texts) / len(in_bulk) * one.named(BULK).rate / one.ceiling.rate for one in measured]
+        ),
         added_ms=Summary.of([one.added_ms for one in measured]),
         of_echo=Summary.of([one.named(_clients(CLIENTS)).rate / one.phases[-1].rate for one in measured]),
         idle_megabytes=server.idle_megabytes,
@@ -122,10 +130,12 @@ class _Round:
         self._add(Phase.of(_clients(1), over, len(over) / sum(over)))
         self.added_ms = median(whole - part for whole, part in zip(over, alone, strict=True)) * 1e3
 
-    def clients(self, caller: Caller) -> None:
+    def clients(self, caller: Caller, bulk: Caller) -> None:
         for clients in CONCURRENCIES:
             measured = caller.measure(Closed(clients=clients, seconds=self._seconds))
             self._add(Phase.of_load(_clients(clients), measured))
+        measured = bulk.measure(Closed(clients=BULK_CLIENTS, seconds=self._seconds))
+        self._add(Phase.of_load(BULK, measured))
 
     def open_loops(self, caller: Caller, limit_ms: float) -> None:
         """At shares of this round's ceiling, and as fast as the limit allows; every round draws other arrivals."""

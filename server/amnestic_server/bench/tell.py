@@ -63,6 +63,7 @@ def _serving(result: ServingResult) -> Told:
     limit = f"calls a second with p99 within {result.limit_ms:g} ms"
     facts = [
         (OF_CEILING, ratio(result.of_ceiling)),
+        ("documents of 8 clients, 16 a call, of the ceiling", ratio(result.bulk_of_ceiling)),
         ("added latency of a lone client, p50", f"{spread(result.added_ms)} ms"),
         ("calls of 64 clients, of the echo's", ratio(result.of_echo)),
         (limit, f"{spread(result.at_limit)}, to within {result.resolution.median:.1f}"),

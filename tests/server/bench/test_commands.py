@@ -49,23 +49,24 @@ def test_serve(measure):
     told, rows, _ = measure("serve", "--shape", "tiny", "--p99-limit", "1000")
     (phases,) = told["rounds"]
     names = [phase["name"] for phase in phases]
-    assert names[:5] == [
+    assert names[:6] == [
         "ceiling",
         "engine, one by one",
-        *(f"amnestic, {one}" for one in ("1 client", "8 clients", "64 clients")),
+        *(f"amnestic, {one}" for one in ("1 client", "8 clients", "64 clients", "8 clients, 16 documents a call")),
     ]
-    assert names[5:9] == [f"open loop, {share} of the ceiling" for share in (0.25, 0.5, 0.75, 0.9)]
+    assert names[6:10] == [f"open loop, {share} of the ceiling" for share in (0.25, 0.5, 0.75, 0.9)]
     assert names[-1] == "echo, 64 clients"
     assert [row["name"] for row in rows] == names
     ceiling = phases[0]["rate"]
-    assert [phase["offered"] / ceiling for phase in phases[5:9]] == pytest.approx([0.25, 0.5, 0.75, 0.9])
+    assert [phase["offered"] / ceiling for phase in phases[6:10]] == pytest.approx([0.25, 0.5, 0.75, 0.9])
     for phase in phases:
         assert phase["rate"] > 0
         assert phase["p50_ms"] <= phase["p90_ms"] <= phase["p99_ms"] <= phase["p999_ms"] <= phase["max_ms"]
     assert told["of_ceiling"]["median"] == pytest.approx(phases[4]["rate"] / ceiling)
+    assert told["bulk_of_ceiling"]["median"] == pytest.approx(16 * phases[5]["rate"] / ceiling)
     assert told["at_limit"]["median"] > 0
-    assert phases[9]["p99_ms"] <= told["limit_ms"] == 1000
-    assert phases[9]["offered"] == told["at_limit"]["median"]
+    assert phases[10]["p99_ms"] <= told["limit_ms"] == 1000
+    assert phases[10]["offered"] == told["at_limit"]["median"]
 
 
 def test_swap(measure):
