@@ -141,8 +141,8 @@ def test_tables_tell_figures_and_what_is_missing(rows):
     text = table.tables(results, CELLS)
     assert "46 of 64 cells were measured, 1 failed, 17 were not run." in text
     assert "- failed: paper, one, small, seed 0, a: the loss is not finite\n" in text
-    assert "- not run: two, small, seed 0, a: retrained\n" in text
-    assert "- not run: one, minilm, seed 1: all 8\n" in text
+    assert "- not run: two, small, seed 0 of a: retrained\n" in text
+    assert "- not run: one, minilm, seed 1 of all labels: all methods\n" in text
     paper = summary.chosen(results, encoder="small", method="paper")
     mean = summary.mean(paper, "forget_f1")
     assert f"| `paper` | 7 | {mean.value:.3f} ({mean.low:.3f} to {mean.high:.3f}) |" in text

@@ -121,16 +121,24 @@ def _coverage(results: Results, cells: Sequence[Key]) -> str:
 
 
 def _gathered(missing: Sequence[Key], cells: Sequence[Key]) -> Iterator[str]:
-    """The cells that were not run, a classifier in one piece if none of its cells were, else label by label."""
-    absent = set(missing)
-    for (corpus, encoder, seed), group in itertools.groupby(missing, key=lambda cell: cell[:3]):
-        here = [cell for cell in cells if cell[:3] == (corpus, encoder, seed)]
-        if absent.issuperset(here):
-            yield f"{corpus}, {encoder}, seed {seed}: all {len(here)}"
-            continue
-        for target, rest in itertools.groupby(group, key=lambda cell: cell[3]):
-            names = ", ".join(cell[4] for cell in rest)
-            yield f"{corpus}, {encoder}, seed {seed}, {target}: {names}"
+    """The cells that were not run: those of a corpus and an encoder that lack the same methods in one piece."""
+    # By corpus, encoder and methods: the labels of each seed.
+    lacking: dict[tuple[str, str, tuple[str, ...]], dict[int, list[str]]] = {}
+    for (corpus, encoder, seed, label), group in itertools.groupby(missing, key=lambda cell: cell[:4]):
+        methods = tuple(cell[4] for cell in group)
+        lacking.setdefault((corpus, encoder, methods), {}).setdefault(seed, []).append(label)
+    for (corpus, encoder, methods), labels_of in lacking.items():
+        every_label = {cell[3] for cell in cells if cell[:2] == (corpus, encoder)}
+        every_method = {cell[4] for cell in cells if cell[:2] == (corpus, encoder)}
+        seeds_of: dict[str, list[str]] = {}
+        for seed, labels in labels_of.items():
+            named = "all labels" if every_label.issubset(labels) else ", ".join(labels)
+            seeds_of.setdefault(named, []).append(str(seed))
+        where = "; ".join(
+            f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)} of {labels}" for labels, seeds in seeds_of.items()
+        )
+        what = "all methods" if every_method.issubset(methods) else ", ".join(methods)
+        yield f"{corpus}, {encoder}, {where}: {what}"
 
 
 def _cell(cell: Key) -> str:
