@@ -1,6 +1,7 @@
 """The end of a server under load: what was accepted is answered, and something ends it whatever happens."""
 
 import signal
+import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ import pytest
 from e2e.harness import LONG_JOB, Streaming, Watching
 
 from amnestic.v1 import prediction_pb2, prediction_pb2_grpc, unlearning_pb2, unlearning_pb2_grpc
+from amnestic_client import Client
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 
@@ -72,6 +74,27 @@ def test_what_was_accepted_is_answered_while_a_job_and_streams_run(
     assert all(stream.check() for stream in streams)
     assert "unanswered" not in server.log
     assert "Traceback" not in server.log
+
+
+def test_a_server_that_stops_fails_no_call_of_a_client_with_another(serve, texts, until):
+    leaving, staying = serve(), serve()
+    both = f"ipv4:{leaving.target},{staying.target}"
+    answered, ended = Counter(), threading.Event()
+
+    def call(client, number):
+        while not ended.is_set():
+            client.predict(texts[number])
+            answered[number] += 1
+
+    with Client(both) as client, ThreadPoolExecutor(8) as pool:
+        calling = [pool.submit(call, client, number) for number in range(8)]
+        until(lambda: len(answered) == 8)
+        assert leaving.terminate() == 0
+        so_far = dict(answered)
+        until(lambda: any(one.done() for one in calling) or all(answered[number] > so_far[number] for number in so_far))
+        ended.set()
+        for one in calling:
+            one.result()
 
 
 def test_a_second_signal_ends_it_at_once(hung, until):
