@@ -28,6 +28,10 @@ from amnestic_server.trace import Headers, Trace
 log = logging.getLogger(__name__)
 
 ERROR_DOMAIN = "amnestic"
+# Who leaves an answer unread for so long loses it, or its stream: until then it holds its version, and a swap waits.
+WRITE_SECONDS = 30.0
+# A call cancelled so shortly before its deadline counts as late: gRPC rounds a timeout up by a hundredth at most.
+EARLY_SECONDS, EARLY_SHARE = 0.01, 0.01
 COMPRESSION_WISH = ("amnestic-compression", "gzip")
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -138,12 +142,21 @@ async def _compress_if_asked(context: Context) -> None:
         await context.send_initial_metadata(())
 
 
-class _Measured:
-    """Counts and times one call, logs and traces it, whichever way it ends."""
+def _give_up_unread(context: Context) -> None:
+    """End the call if its answer has not left after `WRITE_SECONDS`; gRPC would let it wait for ever."""
+    call = asyncio.current_task()
+    assert call is not None
+    giving_up = asyncio.get_running_loop().call_later(WRITE_SECONDS, call.cancel)
+    context.add_done_callback(lambda _: giving_up.cancel())  # type: ignore[arg-type]  # the stubs want a class
 
-    def __init__(self, metrics: Metrics, method: str) -> None:
+
+class _Measured:
+    """Counts and times one call, logs and traces it, whichever way it ends; `context` tells whether it was late."""
+
+    def __init__(self, metrics: Metrics, method: str, context: Context | None = None) -> None:
         self._metrics = metrics
         self._method = method
+        self._context = context
         self._started = time.perf_counter()
         self._trace = trace.current() or trace.enter(Trace())
         self._trace.begin()
@@ -155,7 +168,7 @@ class _Measured:
             case AmnesticError():
                 code = error.status
             case asyncio.CancelledError() | GeneratorExit():
-                code = "CANCELLED"
+                code = "DEADLINE_EXCEEDED" if self._is_late() else "CANCELLED"
             case _:
                 code = "INTERNAL"
         ended = time.perf_counter()
@@ -164,6 +177,14 @@ class _Measured:
         if log.isEnabledFor(logging.DEBUG):
             self._log(code, seconds, error, answer)
         self._trace.end(code)
+
+    def _is_late(self) -> bool:
+        """Whether gRPC cancelled the call for its deadline, which it does without a word.
+
+        The client may come first: its clock began before this one, and its timeout was rounded on its way.
+        """
+        left = self._context.time_remaining() if self._context is not None else None
+        return left is not None and left <= EARLY_SECONDS + EARLY_SHARE * (time.perf_counter() - self._started)
 
     def _log(self, code: str, seconds: float, error: BaseException | None, answer: object) -> None:
         """One line: figures and ids of our own making, never what was sent."""
@@ -251,7 +272,7 @@ def unary(
 
     @wraps(method)
     async def call(self: Any, request: Q, context: Context) -> A:
-        measured = _Measured(self.metrics, method.__name__)
+        measured = _Measured(self.metrics, method.__name__, context)
         try:
             answer = await method(self, request, context)
         except BaseException as error:
@@ -263,6 +284,7 @@ def unary(
         context.set_trailing_metadata(_trace_response())
         # Without an answer it is a stream of the method's own, whose headers left with its first message.
         if answer is not None:
+            _give_up_unread(context)
             await _compress_if_asked(context)
         return answer
 
@@ -276,7 +298,7 @@ def streaming(
 
     @wraps(method)
     async def call(self: Any, request: Q, context: Context) -> AsyncIterator[A]:
-        measured = _Measured(self.metrics, method.__name__)
+        measured = _Measured(self.metrics, method.__name__, context)
         try:
             async for answer in method(self, request, context):
                 yield answer
@@ -291,12 +313,12 @@ def streaming(
     return call
 
 
-async def within_stream(metrics: Metrics, method: str, answer: Awaitable[A]) -> A | AmnesticError:
+async def within_stream(metrics: Metrics, method: str, context: Context, answer: Awaitable[A]) -> A | AmnesticError:
     """The same for one request of a stream, in a task of its own: its error is returned, for the stream goes on."""
     stream = trace.current()
     # The span is the stream's.
     trace.enter(Trace(stream.trace_id if stream else ""))
-    measured = _Measured(metrics, method)
+    measured = _Measured(metrics, method, context)
     try:
         answered = await answer
     except BaseException as error:

@@ -10,6 +10,7 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -119,7 +120,7 @@ class Engine:
             ids[index, : lengths[index]] = row.ids
         mask = (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64)
         groups = _by_snapshot(rows)
-        with torch.cuda.stream(self._stream):
+        with self._on_stream():
             embeddings = torch.nn.functional.embedding(self._upload(ids), self._table)
             for snapshot, members in groups:
                 self._overlay(embeddings, ids, snapshot, members)
@@ -129,7 +130,7 @@ class Engine:
         """Run the encoder and each row's head; `wide` on all threads, else on the caller's alone."""
         session = self._wide if wide else self._narrow
         binding = session.io_binding()
-        with torch.cuda.stream(self._stream):
+        with self._on_stream():
             features = torch.empty((len(prepared.mask), self._feature_size), device=self.device)
             _bind(binding.bind_input, "inputs_embeds", prepared.embeddings, np.float32)
             _bind(binding.bind_input, "attention_mask", prepared.mask, np.int64)
@@ -196,6 +197,10 @@ class Engine:
         weights = torch.stack([snapshot.head_weight for snapshot, _ in groups])[which]
         biases = torch.stack([snapshot.head_bias for snapshot, _ in groups])[which]
         return torch.baddbmm(biases.unsqueeze(1), features.unsqueeze(1), weights).squeeze(1)
+
+    def _on_stream(self) -> AbstractContextManager[object]:
+        # On a CPU torch would look for devices, at every pass.
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def _upload(self, values: NDArray[np.int64]) -> torch.Tensor:
         """To the device, from pinned memory where there is one; the host does not wait for it."""

@@ -76,6 +76,7 @@ class Shadow:
         self._open_documents = 0
         self._open_tokens = 0
         self._comparing: asyncio.Task[None] | None = None
+        self._closed = False
 
     def counts(self, rollout: Rollout) -> Counts:
         """Of this rollout, from now on if there are none yet."""
@@ -105,12 +106,15 @@ class Shadow:
             pin.afterwards(partial(self._take, chosen))
 
     def close(self) -> None:
-        """Leave what waits uncompared."""
+        """Leave what waits uncompared, and what calls still in flight would add."""
+        self._closed = True
         if self._comparing is not None:
             self._comparing.cancel()
 
     def _take(self, chosen: Sequence[Answered]) -> None:
         """Let documents wait for the candidate, as many as there is room for."""
+        if self._closed:
+            return
         for one in chosen:
             tokens = one.document.tokens
             if self._open_documents == MAX_DOCUMENTS or self._open_tokens + tokens > MAX_TOKENS:

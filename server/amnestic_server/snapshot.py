@@ -160,6 +160,10 @@ class Snapshots:
         if staged:
             self._staged.add(snapshot.version)
 
+    def has(self, version: int) -> bool:
+        """Whether this version can answer."""
+        return version in self._versions
+
     def get(self, version: int) -> Snapshot:
         try:
             return self._versions[version]

@@ -4,7 +4,9 @@ import socket
 from contextlib import suppress
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-HEADERS, RST_STREAM, SETTINGS, PING, CONTINUATION = 1, 3, 4, 6, 9
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, CONTINUATION = 0, 1, 3, 4, 6, 9
+# Of a SETTINGS frame: how much of each answer the server may send before it is told of more.
+INITIAL_WINDOW_SIZE = 4
 END_STREAM, END_HEADERS = 1, 4
 CANCEL = 8
 REQUEST = {

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from e2e import frames
 from google.protobuf import json_format
 from google.rpc import error_details_pb2, status_pb2
 from scripted import bare_snapshot
@@ -89,6 +90,7 @@ async def serving() -> AsyncIterator[Any]:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.enable_retries", 0)]) as channel:
         parts.prediction = prediction_pb2_grpc.PredictionServiceStub(channel)
         parts.unlearning = unlearning_pb2_grpc.UnlearningServiceStub(channel)
+        parts.target = f"127.0.0.1:{port}"
         yield parts
     await server.stop(None)
 
@@ -289,3 +291,29 @@ def test_every_setting_is_on_the_wire(ours, wire):
 @pytest.mark.parametrize("state", list(JobState))
 def test_every_state_of_a_job_has_one_on_the_wire(state):
     assert unlearning_pb2.JobState.Value(f"JOB_STATE_{state.value}") > 0
+
+
+async def test_a_call_that_gRPC_ends_at_its_deadline_counts_as_late_and_another_as_cancelled() -> None:
+    async with serving() as parts:
+        parts.predictor.may_go_on.clear()
+        request = prediction_pb2.PredictRequest(documents=["a"])
+        with pytest.raises(grpc.aio.AioRpcError) as failure:
+            await parts.prediction.Predict(request, timeout=0.2)
+        assert failure.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        await until(lambda: counted(parts, "Predict", "DEADLINE_EXCEEDED") == 1)
+
+
+async def test_an_answer_that_nobody_reads_lets_go_of_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("amnestic_server.calls.WRITE_SECONDS", 0.5)
+    async with serving() as parts:
+        body = prediction_pb2.PredictRequest(documents=["a"]).SerializeToString()
+        message = b"\x00" + len(body).to_bytes(4) + body
+        with frames.connect(parts.target) as connection:
+            closed_window = frames.INITIAL_WINDOW_SIZE.to_bytes(2) + (0).to_bytes(4)
+            frames.send(connection, frames.PREFACE + frames.frame(frames.SETTINGS, closed_window) + frames.headers(1))
+            frames.send(connection, frames.frame(frames.DATA, message, flags=frames.END_STREAM, stream=1))
+            await parts.predictor.entered.wait()
+            parts.snapshots.add(bare_snapshot(2))
+            parts.snapshots.activate(2)
+            async with asyncio.timeout(10):
+                await parts.snapshots.drained()

@@ -540,7 +540,7 @@ class CallsInSecond(_message.Message):
     UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL, UNKNOWN.
     """
     cancelled_calls: _builtins.int
-    """Those of them whose caller left before the answer, as at its deadline."""
+    """Those of them whose caller left before the answer."""
     p50_seconds: _builtins.float
     """Half of the calls took at most so long, in seconds."""
     p99_seconds: _builtins.float

@@ -53,7 +53,7 @@ class Ceiling:
         """Raises BundleError."""
         limit_library_threads()
         self.bundle = bundles.load(folder)
-        self._engine = Engine(self.bundle, threads=threads, instances=0)
+        self._engine = Engine(self.bundle, device="auto", threads=threads, instances=0)
         snapshot = base_snapshot(self.bundle, self._engine.device)
         encoded = DocumentTokenizer(self.bundle.tokenizer, self.bundle.manifest.reading).encode(texts)
         self.lengths = Lengths.of(encoded)

@@ -10,7 +10,7 @@ from amnestic import __version__
 from amnestic.oip import open_inference_pb2 as oip
 from amnestic.oip import open_inference_pb2_grpc
 from amnestic_server.bundle import Bundle
-from amnestic_server.calls import Context, client, unary, within_stream
+from amnestic_server.calls import WRITE_SECONDS, Context, client, unary, within_stream
 from amnestic_server.engine import Engine
 from amnestic_server.errors import AmnesticError, DrainingError, InvalidArgumentError, NotFoundError, SlowReaderError
 from amnestic_server.inference_stats import InferenceStats
@@ -27,8 +27,6 @@ from amnestic_server.versions import Versions
 EXTENSIONS = ("classification", "model_configuration", "parameters", "statistics")
 # Requests of one stream that may be unanswered; no more are read, so that a stream can't fill the server's memory.
 MAX_OPEN_REQUESTS = 64
-# Who leaves an answer unread for so long loses its stream: until then the answer holds its version, and a swap waits.
-WRITE_SECONDS = 30.0
 
 Hold = Callable[[Callable[[], None]], object]
 
@@ -155,7 +153,7 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         with ExitStack() as stack:
             stack.callback(left.set)
             infer = self._infer(request, context, stack.callback)
-            answered = _streamed(request.id, await within_stream(self.metrics, STREAMED, infer))
+            answered = _streamed(request.id, await within_stream(self.metrics, STREAMED, context, infer))
             # Its texts need not stay in memory until its turn.
             del request, infer
             await before.wait()
@@ -192,7 +190,7 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
 
     def _number(self, version: str, field: str) -> int:
         number = version_number(version, field)
-        if number and number not in self._snapshots.versions:
+        if number and not self._snapshots.has(number):
             raise NotFoundError("there is no such version", field=field, resource="version")
         return number
 
