@@ -3,9 +3,10 @@
 A document is read in one window or, if the model does so, in several. Each window is a row of its own, so a batch may
 hold windows of different documents, calls and versions; when the last of a call has its answer, they are pooled.
 
-Worker threads share one engine, one more of them than batches may be in hand: while passes run there is always one to
-tokenize what comes. `Schedule` says when a batch is closed, so that the engine never waits and never runs emptier than
-it must. A lone call meets one thread from its text to its answer.
+Worker threads share one engine, one more of them than batches may be in hand, that of the background included: while
+passes run there is always one to tokenize what comes. `TextQueue` says which texts it takes, `Schedule` when a batch is
+closed, so that the engine never waits and never runs emptier than it must. A lone call meets one thread from its text
+to its answer.
 
 A document that the engine fails on by itself fails alone if the engine still runs a row of as many tokens without text.
 If it does not, or a thread dies, the engine is lost: what is open fails, what comes is refused, and `lost` tells of it.
@@ -18,7 +19,7 @@ import logging
 import random
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
@@ -30,6 +31,7 @@ from amnestic_server.errors import AmnesticError, DeadlineError, EngineError, En
 from amnestic_server.queue import RowQueue
 from amnestic_server.schedule import Batch, Schedule
 from amnestic_server.snapshot import Snapshot
+from amnestic_server.text_queue import Reading, TextQueue
 from amnestic_server.tokenizer import DocumentTokenizer, Encoded
 from amnestic_unlearn.windows import Pooling
 
@@ -37,6 +39,9 @@ log = logging.getLogger(__name__)
 
 # Small, since traffic may have to wait for a thread until one is done.
 BACKGROUND_BATCH_TOKENS = 256
+
+# A text of so many takes a thread some ten milliseconds.
+TOKENIZER_CHARACTERS = 16_384
 
 # Who is refused is told to come back within these bounds, whatever the estimate.
 SHORTEST_RETRY_SECONDS = 0.01
@@ -75,7 +80,9 @@ class Batcher:
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._work_came = threading.Condition(self._lock)
-        self._texts: deque[tuple[Call, Sequence[str]]] = deque()
+        self._texts = TextQueue(TOKENIZER_CHARACTERS)
+        # Threads at it.
+        self._tokenizing = 0
         self._schedule: Schedule[Row] = Schedule(
             traffic=RowQueue(max_tokens=max_queue_tokens, batch_tokens=max_batch_tokens, max_padding=max_padding),
             background=RowQueue(
@@ -98,7 +105,7 @@ class Batcher:
         self._idle.set()
         self._threads = [
             threading.Thread(target=self._work, name=f"engine-{number}", daemon=True)
-            for number in range(self._schedule.most_in_hand + 1)
+            for number in range(self._schedule.most_in_hand + 2)
         ]
         for thread in self._threads:
             thread.start()
@@ -132,7 +139,7 @@ class Batcher:
         self._idle.clear()
         try:
             with self._lock:
-                self._texts.append((call, texts))
+                self._texts.put(Reading(call, texts))
                 self._work_came.notify()
             return await call.future, call.timings
         finally:
@@ -242,27 +249,39 @@ class Batcher:
             self._lose_engine()
 
     def _work_until_closed(self) -> None:
-        """Tokenize what has come, else run a batch if one may be closed, else wait."""
+        """Tokenize some of what has come, else run a batch if one may be closed, else wait."""
         while True:
             with self._lock:
                 self._work_came.wait_for(lambda: self._closed or self._has_work())
                 if self._closed:
                     return
-                texts = list(self._texts)
-                self._texts.clear()
-                batch = None if texts else self._take()
+                parts = self._take_texts()
+                batch = None if parts else self._take()
                 if self._has_work():
                     self._work_came.notify()
-            if texts:
-                self._tokenize(texts)
+            if parts:
+                self._tokenize(parts)
+                with self._lock:
+                    self._tokenizing -= 1
             elif batch is not None:
                 self._run_batch(batch)
             # A thread that waits holds no text, and no version that may be gone by then.
-            del texts, batch
+            del parts, batch
 
     def _has_work(self) -> bool:
         """The lock is held."""
         return bool(self._texts) or self._schedule.may_take(time.monotonic())
+
+    def _take_texts(self) -> list[tuple[Reading, list[str]]]:
+        """Texts to tokenize now. The lock is held.
+
+        One thread at most is at it while the engine could run: however much text comes, it does not stop.
+        """
+        if self._tokenizing and self._schedule.may_take(time.monotonic()):
+            return []
+        parts = self._texts.take()
+        self._tokenizing += bool(parts)
+        return parts
 
     def _take(self) -> Batch[Row] | None:
         """Close the next batch; None if all that waited has expired. The lock is held."""
@@ -271,40 +290,48 @@ class Batcher:
             self._post(row.call.fail, DeadlineError())
         return batch
 
-    def _tokenize(self, calls: list[tuple[Call, Sequence[str]]]) -> None:
-        """Encode the texts of all waiting calls at once, and queue them call by call."""
+    def _tokenize(self, parts: list[tuple[Reading, list[str]]]) -> None:
+        """Encode texts at once; calls of which all are encoded are queued, the others wait for their next turn."""
         started = time.monotonic()
         live = []
-        for call, texts in calls:
-            if call.future.done():
+        for reading, texts in parts:
+            if reading.call.future.done():
                 continue
-            if started >= call.deadline:
-                self._post(call.fail, DeadlineError())
+            if started >= reading.call.deadline:
+                self._post(reading.call.fail, DeadlineError())
             else:
-                live.append((call, texts))
+                live.append((reading, texts))
         try:
             encoded = iter(self._tokenizer.encode([text for _, texts in live for text in texts]))
         except Exception as error:
             if len(live) == 1:
                 log.error("the tokenizer failed on a call: %s", type(error).__name__)
-                self._post(live[0][0].fail, EngineError())
+                self._post(live[0][0].call.fail, EngineError())
             else:
                 # Call by call, so that a bad one fails alone.
-                for pair in live:
-                    self._tokenize([pair])
+                for part in live:
+                    self._tokenize([part])
             return
         ended = time.monotonic()
         with self._lock:
-            for call, texts in live:
-                call.timings.tokenizer = ended - call.admitted_at
-                rows = call.rows(list(islice(encoded, len(texts))))
-                self._rows_a_document += NEWEST_BATCH_WEIGHT * (len(rows) / len(texts) - self._rows_a_document)
-                try:
-                    refused = {row.call for row in self._schedule.traffic.put(rows)}
-                except QueueFullError:
-                    refused = {call}
-                for one in refused:
-                    self._post(one.fail, QueueFullError(self._retry_after()))
+            for reading, texts in live:
+                reading.encoded += islice(encoded, len(texts))
+                if reading.is_done:
+                    reading.call.timings.tokenizer = ended - reading.call.admitted_at
+                    self._queue(reading)
+                else:
+                    self._texts.put(reading)
+
+    def _queue(self, reading: Reading) -> None:
+        """Have a call's documents wait for the engine. The lock is held."""
+        rows = reading.call.rows(reading.encoded)
+        self._rows_a_document += NEWEST_BATCH_WEIGHT * (len(rows) / len(reading.texts) - self._rows_a_document)
+        try:
+            refused = {row.call for row in self._schedule.traffic.put(rows)}
+        except QueueFullError:
+            refused = {reading.call}
+        for one in refused:
+            self._post(one.fail, QueueFullError(self._retry_after()))
 
     def _run_batch(self, batch: Batch[Row]) -> None:
         begun = time.monotonic()

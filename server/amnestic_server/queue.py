@@ -68,7 +68,8 @@ class RowQueue(Generic[R]):
 
         In a full queue they fit at the expense of the client that has most, if it is left with no less than they make:
         the rows of its newest calls are removed and returned. Rows always fit in an empty queue: a bound below one
-        call's size must not make that call impossible.
+        call's size must not make that call impossible. It shuts nobody out: beside it fits whose own rows are within an
+        equal share of the bound.
         """
         client, tokens = rows[0].client, sum(row.length for row in rows)
         removed = self._make_room(client, tokens) if self._rows else []
@@ -119,8 +120,12 @@ class RowQueue(Generic[R]):
         excess = self.tokens + tokens - self._max_tokens
         if excess <= 0:
             return []
+        own = self._tokens_of[client] + tokens
         most, theirs = self._tokens_of.most_common(1)[0]
-        if theirs - excess < self._tokens_of[client] + tokens:
+        clients = len(self._tokens_of.keys() | {client})
+        if theirs > self._max_tokens and most != client and own * clients <= self._max_tokens:
+            return []
+        if theirs - excess < own:
             raise QueueFullError
         removed: list[R] = []
         calls: set[Hashable] = set()
@@ -130,7 +135,7 @@ class RowQueue(Generic[R]):
                 calls.add(row.call)
                 excess -= row.length
                 theirs -= row.length
-        if theirs < self._tokens_of[client] + tokens:
+        if theirs < own:
             raise QueueFullError
         self._remove(removed)
         return removed

@@ -39,6 +39,18 @@ class CharacterTokenizer:
         return [Encoded(tuple(token_ids(window) for window in text.split("|")), False) for text in texts]
 
 
+class SlowTokenizer(CharacterTokenizer):
+    """Takes a while for each text; records what it was given at once."""
+
+    def __init__(self) -> None:
+        self.parts: list[list[str]] = []
+
+    def encode(self, texts: Sequence[str]) -> list[Encoded]:
+        self.parts.append(list(texts))
+        time.sleep(0.002 * len(texts))
+        return super().encode([text[:64] for text in texts])
+
+
 class ScriptedEngine:
     """Answers a row with the sum of its ids; records its batches, and can be held."""
 
@@ -288,6 +300,21 @@ async def test_a_text_that_cannot_be_tokenized_fails_alone() -> None:
         with pytest.raises(EngineError):
             await bad
         assert await asyncio.gather(*good) == [[value("fine")]] * 4
+
+
+async def test_however_much_text_comes_the_engine_goes_on_and_others_are_answered() -> None:
+    engine = ScriptedEngine()
+    async with running(engine) as batcher:
+        tokenizer = SlowTokenizer()
+        batcher._tokenizer = tokenizer  # type: ignore[assignment]
+        large = [submit(batcher, *["a" * 8_192] * 64, client="large") for _ in range(8)]
+        await until(lambda: tokenizer.parts)
+        assert await submit(batcher, "ward", client="small") == [value("ward")]
+        # Behind what was in hand when it came, and a turn of the other client's; not behind all of its text.
+        assert sum(map(len, tokenizer.parts)) < 64
+        for call in large:
+            call.cancel()
+        await asyncio.gather(*large, return_exceptions=True)
 
 
 async def test_documents_beyond_the_bound_are_refused_and_the_rest_answered() -> None:

@@ -157,6 +157,19 @@ def test_a_full_queue_makes_room_at_the_expense_of_who_has_most() -> None:
     assert queue.tokens == 90
 
 
+def test_a_call_beyond_the_bound_shuts_nobody_out() -> None:
+    queue = queue_of([Row(300, client="large")], max_tokens=100)
+    with pytest.raises(QueueFullError):
+        queue.put([Row(1, client="large")])
+    assert queue.put([Row(50, client="b")]) == []
+    assert queue.put([Row(33, client="c")]) == []
+    for client, tokens in (("b", 1), ("c", 1), ("d", 26)):
+        with pytest.raises(QueueFullError):
+            queue.put([Row(tokens, client=client)])
+    assert queue.put([Row(25, client="d")]) == []
+    assert queue.tokens == 408
+
+
 def test_nobody_gets_more_than_the_one_who_makes_room() -> None:
     queue = queue_of([Row(20, client=client) for client in "aaabb"], max_tokens=100)
     with pytest.raises(QueueFullError):
