@@ -136,3 +136,11 @@ async def test_what_waits_for_a_candidate_that_is_gone_is_not_asked(parts):
     counts = await settled(parts)
     assert (counts.candidate.version, counts.documents) == (3, 1)
     assert [version for _, version in parts.batcher.asked] == [2, 3]
+
+
+async def test_once_closed_nothing_is_asked_for_calls_still_in_flight(parts):
+    pin = answer(parts, (True, False))
+    parts.shadow.close()
+    pin.release()
+    await asyncio.sleep(0.01)
+    assert parts.batcher.asked == []
