@@ -31,7 +31,7 @@ from amnestic_server.errors import AmnesticError, DeadlineError, EngineError, En
 from amnestic_server.queue import RowQueue
 from amnestic_server.schedule import Batch, Schedule
 from amnestic_server.snapshot import Snapshot
-from amnestic_server.text_queue import Reading, TextQueue
+from amnestic_server.text_queue import PendingTexts, TextQueue
 from amnestic_server.tokenizer import DocumentTokenizer, Encoded
 from amnestic_unlearn.windows import Pooling
 
@@ -139,7 +139,7 @@ class Batcher:
         self._idle.clear()
         try:
             with self._lock:
-                self._texts.put(Reading(call, texts))
+                self._texts.put(PendingTexts(call, texts))
                 self._work_came.notify()
             return await call.future, call.timings
         finally:
@@ -272,7 +272,7 @@ class Batcher:
         """The lock is held."""
         return bool(self._texts) or self._schedule.may_take(time.monotonic())
 
-    def _take_texts(self) -> list[tuple[Reading, list[str]]]:
+    def _take_texts(self) -> list[tuple[PendingTexts, list[str]]]:
         """Texts to tokenize now. The lock is held.
 
         One thread at most is at it while the engine could run: however much text comes, it does not stop.
@@ -290,17 +290,17 @@ class Batcher:
             self._post(row.call.fail, DeadlineError())
         return batch
 
-    def _tokenize(self, parts: list[tuple[Reading, list[str]]]) -> None:
+    def _tokenize(self, parts: list[tuple[PendingTexts, list[str]]]) -> None:
         """Encode texts at once; calls of which all are encoded are queued, the others wait for their next turn."""
         started = time.monotonic()
         live = []
-        for reading, texts in parts:
-            if reading.call.future.done():
+        for pending, texts in parts:
+            if pending.call.future.done():
                 continue
-            if started >= reading.call.deadline:
-                self._post(reading.call.fail, DeadlineError())
+            if started >= pending.call.deadline:
+                self._post(pending.call.fail, DeadlineError())
             else:
-                live.append((reading, texts))
+                live.append((pending, texts))
         try:
             encoded = iter(self._tokenizer.encode([text for _, texts in live for text in texts]))
         except Exception as error:
@@ -314,22 +314,22 @@ class Batcher:
             return
         ended = time.monotonic()
         with self._lock:
-            for reading, texts in live:
-                reading.encoded += islice(encoded, len(texts))
-                if reading.is_done:
-                    reading.call.timings.tokenizer = ended - reading.call.admitted_at
-                    self._queue(reading)
+            for pending, texts in live:
+                pending.encoded += islice(encoded, len(texts))
+                if pending.is_done:
+                    pending.call.timings.tokenizer = ended - pending.call.admitted_at
+                    self._queue(pending)
                 else:
-                    self._texts.put(reading)
+                    self._texts.put(pending)
 
-    def _queue(self, reading: Reading) -> None:
+    def _queue(self, pending: PendingTexts) -> None:
         """Have a call's documents wait for the engine. The lock is held."""
-        rows = reading.call.rows(reading.encoded)
-        self._rows_a_document += NEWEST_BATCH_WEIGHT * (len(rows) / len(reading.texts) - self._rows_a_document)
+        rows = pending.call.rows(pending.encoded)
+        self._rows_a_document += NEWEST_BATCH_WEIGHT * (len(rows) / len(pending.texts) - self._rows_a_document)
         try:
             refused = {row.call for row in self._schedule.traffic.put(rows)}
         except QueueFullError:
-            refused = {reading.call}
+            refused = {pending.call}
         for one in refused:
             self._post(one.fail, QueueFullError(self._retry_after()))
 

@@ -14,7 +14,7 @@ from amnestic_server.tokenizer import Encoded
 
 
 @dataclass(slots=True, eq=False)
-class Reading:
+class PendingTexts:
     """A call on its way through the tokenizer; `encoded` are the first of its `texts`."""
 
     call: Call
@@ -41,35 +41,35 @@ class TextQueue:
 
     def __init__(self, part_characters: int) -> None:
         self._part_characters = part_characters
-        self._waiting: dict[str, deque[Reading]] = {}
+        self._waiting: dict[str, deque[PendingTexts]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def put(self, reading: Reading) -> None:
+    def put(self, pending: PendingTexts) -> None:
         """Behind the other calls of its client, or before them if a part of it was read already."""
-        readings = self._waiting.setdefault(reading.call.client, deque())
-        if reading.encoded:
-            readings.appendleft(reading)
+        waiting = self._waiting.setdefault(pending.call.client, deque())
+        if pending.encoded:
+            waiting.appendleft(pending)
         else:
-            readings.append(reading)
+            waiting.append(pending)
 
-    def take(self) -> list[tuple[Reading, list[str]]]:
+    def take(self) -> list[tuple[PendingTexts, list[str]]]:
         """The next texts of each call that they are of: as many characters as a part has, and one text at least.
 
         Who takes them puts back each call of which texts are left.
         """
-        taken: list[tuple[Reading, list[str]]] = []
+        taken: list[tuple[PendingTexts, list[str]]] = []
         room = self._part_characters
         while self._waiting:
-            client, readings = next(iter(self._waiting.items()))
-            texts = readings[0].part(room, at_least=0 if taken else 1)
+            client, waiting = next(iter(self._waiting.items()))
+            texts = waiting[0].part(room, at_least=0 if taken else 1)
             if not texts:
                 break
-            taken.append((readings.popleft(), texts))
+            taken.append((waiting.popleft(), texts))
             room -= sum(map(len, texts))
             # The client's next turn is behind all others.
             del self._waiting[client]
-            if readings:
-                self._waiting[client] = readings
+            if waiting:
+                self._waiting[client] = waiting
         return taken
