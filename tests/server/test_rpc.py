@@ -293,7 +293,7 @@ def test_every_state_of_a_job_has_one_on_the_wire(state):
     assert unlearning_pb2.JobState.Value(f"JOB_STATE_{state.value}") > 0
 
 
-async def test_a_call_that_gRPC_ends_at_its_deadline_counts_as_late_and_another_as_cancelled() -> None:
+async def test_a_call_that_grpc_ends_at_its_deadline_counts_as_late() -> None:
     async with serving() as parts:
         parts.predictor.may_go_on.clear()
         request = prediction_pb2.PredictRequest(documents=["a"])

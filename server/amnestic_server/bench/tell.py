@@ -8,7 +8,7 @@ from typing import Any
 from amnestic_server.bench.impact import ImpactResult
 from amnestic_server.bench.many import VersionsResult
 from amnestic_server.bench.rounds import Phase, Summary
-from amnestic_server.bench.serving import ServingResult
+from amnestic_server.bench.serving import BULK_CLIENTS, BULK_DOCUMENTS, ServingResult
 from amnestic_server.bench.swaps import SwapResult
 
 Result = ServingResult | SwapResult | VersionsResult | ImpactResult
@@ -60,10 +60,11 @@ def told(result: Result) -> Told:
 
 
 def _serving(result: ServingResult) -> Told:
+    bulk = f"documents of {BULK_CLIENTS} clients, {BULK_DOCUMENTS} a call, of the ceiling"
     limit = f"calls a second with p99 within {result.limit_ms:g} ms"
     facts = [
         (OF_CEILING, ratio(result.of_ceiling)),
-        ("documents of 8 clients, 16 a call, of the ceiling", ratio(result.bulk_of_ceiling)),
+        (bulk, ratio(result.bulk_of_ceiling)),
         ("added latency of a lone client, p50", f"{spread(result.added_ms)} ms"),
         ("calls of 64 clients, of the echo's", ratio(result.of_echo)),
         (limit, f"{spread(result.at_limit)}, to within {result.resolution.median:.1f}"),

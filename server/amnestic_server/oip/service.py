@@ -197,7 +197,7 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
     def _why_not_ready(self, record: VersionRecord) -> str:
         if record.withdrawn:
             return "it was withdrawn"
-        if record.version not in self._snapshots.versions:
+        if not self._snapshots.has(record.version):
             return "its patch cannot be read"
         return "the server is shutting down" if self._leaving else ""
 
