@@ -106,7 +106,7 @@ class Parts:
         return await self.jobs.request(UnlearnRequest(labels, **({"limits": LENIENT} | fields)), request_id)
 
     async def reach(self, job: JobView, *states: JobState) -> JobView:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             async for view in self.jobs.watch(job.record.job_id):
                 if view.record.state in states:
                     break

@@ -1,5 +1,6 @@
 """What the tests of the commands share: jobs in any state, and answers that are errors."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,14 @@ def script_job(server: Any, *jobs: unlearning_pb2.Job) -> None:
 
 def abort(code: str, detail: str) -> Callable[[Any, grpc.ServicerContext], None]:
     return lambda request, context: context.abort(grpc.StatusCode[code], detail)
+
+
+def hang(request: Any, context: grpc.ServicerContext) -> None:
+    """Say nothing until the client has gone."""
+    gone = threading.Event()
+    if context.add_callback(gone.set):
+        gone.wait(60)
+    context.abort(grpc.StatusCode.ABORTED, "the client has gone")
 
 
 def fits(output: str) -> bool:

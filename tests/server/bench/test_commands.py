@@ -75,11 +75,11 @@ def test_swap(measure):
     (one,) = told["rounds"]
     assert [swap["version"] for swap in one["swaps"]] == [4, 3, 2]
     for before, after in itertools.pairwise(one["swaps"]):
-        assert after["asked"] - before["answered"] == pytest.approx(1.2, abs=0.5)
+        assert after["asked"] - before["answered"] > 1.19
     assert all(swap["megabytes"] > 50 for swap in one["swaps"])
+    assert one["near"]["offered"] == one["quiet"]["offered"] == pytest.approx(0.2 * one["closed"]["rate"])
     # A round of four waits: a second around each swap, and the rest of it quiet.
-    assert one["near"]["rate"] == pytest.approx(0.2 * one["closed"]["rate"], rel=0.4)
-    assert one["quiet"]["rate"] > 0
+    assert one["near"]["rate"] > 0 < one["quiet"]["rate"]
     assert told["p999_ratio"]["median"] == pytest.approx(one["near"]["p999_ms"] / one["quiet"]["p999_ms"])
     assert {row["version"] for row in rows if "version" in row} == {4, 3, 2}
 

@@ -19,6 +19,8 @@ from amnestic_server.bench.histogram import Calls, Measured, merged
 from amnestic_server.bench.load import Closed, Found, Open, Search, Spec, closed_loop, highest_rate, open_loop, run
 
 STALL = 1.0
+# By how much a sleep may seem to end early.
+CLOCK = 0.01
 
 
 class Server:
@@ -70,33 +72,31 @@ def measure(*given, **options):
     return asyncio.run(run(spec(*given, **options), asyncio.Event()))
 
 
-def test_an_open_loop_counts_a_stall_of_the_server_in_every_call_that_it_held_up(messages):
-    with Server(stalls_at=164) as server:
-        measured = measure(server, messages, Open(rate=100, seconds=3), keep_calls=True)
-    assert (measured.failed, measured.answered) == (0, len(measured.calls.codes))
-    # A third of the calls fell into the stall, and waited for half of it on average.
-    assert measured.latency.p50_ms < 100
-    assert 0.5 * STALL < measured.latency.p90_ms / 1e3 < measured.latency.max_ms / 1e3 < STALL + 0.5
-    waited = sum(latency > 0.2 * STALL for latency in measured.calls.latencies)
-    assert waited > 0.6 * 100 * STALL
-    assert max(second.max_ms for second in measured.series) == pytest.approx(measured.latency.max_ms, rel=0.01)
-
-
-def test_latencies_count_from_the_intended_time_though_the_client_was_held_up(messages):
+@pytest.mark.parametrize("in_flight", [1, 64])
+def test_an_open_loop_counts_a_stall_of_the_server_in_every_call_that_it_held_up(messages, in_flight):
     """With a single slot, the calls after the one in the stall cannot even be sent until it has ended."""
     with Server(stalls_at=164) as server:
-        measured = measure(server, messages, Open(rate=100, seconds=3, in_flight=1))
-    assert measured.late.max_ms > 800 * STALL
-    assert measured.latency.p90_ms > 400 * STALL
-    assert measured.answered == pytest.approx(300, abs=60)
+        measured = measure(server, messages, Open(rate=100, seconds=4, in_flight=in_flight), keep_calls=True)
+    assert (measured.failed, measured.answered) == (0, len(list(poisson(100, 4, 0))))
+    ends, held_up, calls = server.stalled_until - measured.began, 0, measured.calls
+    for intended, sent, latency in zip(calls.intended, calls.sent, calls.latencies, strict=True):
+        if ends - STALL < intended < ends:
+            held_up += 1
+            assert intended + latency > ends - CLOCK
+            assert in_flight > 1 or sent > ends - CLOCK
+    assert held_up > 0.6 * 100 * STALL
+    assert measured.latency.max_ms > 800 * STALL
+    assert max(second.max_ms for second in measured.series) == pytest.approx(measured.latency.max_ms, rel=0.01)
 
 
 def test_a_closed_loop_hides_the_same_stall(messages):
     with Server(stalls_at=164) as server:
-        measured = measure(server, messages, Closed(clients=2, seconds=3))
+        measured = measure(server, messages, Closed(clients=2, seconds=3), keep_calls=True)
+    ends = server.stalled_until - measured.began
+    assert sum(ends - STALL < sent < ends for sent in measured.calls.sent) <= 2
     assert measured.latency.max_ms > 800 * STALL
-    assert measured.latency.p99_ms < 200
-    assert (measured.offered, measured.late.max_ms) == (0, pytest.approx(0, abs=100))
+    assert measured.offered == 0
+    assert measured.late.max_ms < 800 * STALL
 
 
 def test_failures_are_counted_by_their_status_and_have_no_latency(messages):
@@ -174,13 +174,13 @@ def test_it_runs_as_a_process_that_tells_json_and_ends_early_when_it_is_asked_to
         command = [sys.executable, "-m", "amnestic_server.bench.load", str(path)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             began = json.loads(process.stdout.readline())["began"]
-            assert 0 <= time.monotonic() - began < 5
+            assert 0 <= time.monotonic() - began < 60
             time.sleep(1)
             process.send_signal(signal.SIGTERM)
             measured = Measured.from_json(json.loads(process.stdout.read()))
         assert process.returncode == 0
     assert measured.answered == measured.sent == len(measured.calls.codes) > 20
-    assert measured.seconds < 5
+    assert measured.seconds < 60
     assert merged([measured.histogram] * 3) == measured.latency
 
 

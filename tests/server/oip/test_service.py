@@ -106,7 +106,7 @@ def counted(parts: Any, method: str, code: str) -> float | None:
 
 
 async def until(condition: Any) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110  (of another task)
             await asyncio.sleep(0.005)
 
@@ -119,18 +119,18 @@ async def test_a_routing_key_chooses_the_side_in_a_rollout():
         for key in map(str, range(20)):
             request = asking("one")
             request.parameters["routing_key"].string_param = key
-            sides[key] = (await parts.stub.ModelInfer(request, timeout=5)).model_version
+            sides[key] = (await parts.stub.ModelInfer(request, timeout=30)).model_version
         assert sides == {key: "2" if falls_on_candidate(key, 2, 0.5) else "1" for key in sides}
         assert set(sides.values()) == {"1", "2"}
         with pytest.raises(grpc.aio.AioRpcError, match="routing_key must be a string"):
-            await parts.stub.ModelInfer(asking("one", routing_key=7), timeout=5)
+            await parts.stub.ModelInfer(asking("one", routing_key=7), timeout=30)
 
 
 async def test_a_version_is_held_until_its_answer_has_left():
     async with serving() as parts:
         parts.predictor.may_go_on.clear()
-        call = parts.stub.ModelInfer(asking("one"), timeout=5)
-        stream = parts.stub.ModelStreamInfer(timeout=5)
+        call = parts.stub.ModelInfer(asking("one"), timeout=30)
+        stream = parts.stub.ModelStreamInfer(timeout=30)
         await stream.write(asking("two"))
         await until(lambda: parts.predictor.open == 2)
         parts.snapshots.add(bare_snapshot(2))
@@ -141,7 +141,7 @@ async def test_a_version_is_held_until_its_answer_has_left():
         parts.predictor.may_go_on.set()
         assert (await call).model_version == "1"
         assert (await stream.read()).infer_response.model_version == "1"
-        await asyncio.wait_for(drained, 5)
+        await asyncio.wait_for(drained, 30)
         await stream.write(asking("three"))
         assert (await stream.read()).infer_response.parameters["version"].int64_param == 2
         await stream.done_writing()
@@ -155,7 +155,7 @@ async def test_a_stream_is_answered_in_order_and_goes_on_after_errors():
         requests[4] = asking(SECRET, name="another")
         requests[5] = asking(SECRET, version="7")
         requests[6] = asking("")
-        answers = [answer async for answer in parts.stub.ModelStreamInfer(iter(requests), timeout=5)]
+        answers = [answer async for answer in parts.stub.ModelStreamInfer(iter(requests), timeout=30)]
         assert [answer.infer_response.id for answer in answers] == [request.id for request in requests]
         failed = {3: "RESOURCE_EXHAUSTED", 4: "NOT_FOUND", 5: "NOT_FOUND"}
         for number, answer in enumerate(answers):
@@ -175,7 +175,7 @@ async def test_an_unforeseen_error_says_nothing_and_ends_no_stream(caplog):
     async with serving() as parts:
         parts.predictor.error = KeyError(SECRET)
         requests = [asking("fail"), asking("one")]
-        answers = [answer async for answer in parts.stub.ModelStreamInfer(iter(requests), timeout=5)]
+        answers = [answer async for answer in parts.stub.ModelStreamInfer(iter(requests), timeout=30)]
         assert [answer.error_message for answer in answers] == ["internal error", ""]
     assert "unforeseen KeyError" in caplog.text and SECRET not in caplog.text
 
@@ -184,7 +184,7 @@ async def test_a_stream_reads_no_more_than_it_may_have_open():
     async with serving() as parts:
         parts.predictor.may_go_on.clear()
         total = 2 * MAX_OPEN_REQUESTS
-        stream = parts.stub.ModelStreamInfer((asking(str(number)) for number in range(total)), timeout=20)
+        stream = parts.stub.ModelStreamInfer((asking(str(number)) for number in range(total)), timeout=30)
         await until(lambda: parts.predictor.open == MAX_OPEN_REQUESTS)
         await asyncio.sleep(0.1)
         assert parts.predictor.open == parts.predictor.asked == MAX_OPEN_REQUESTS
@@ -196,7 +196,7 @@ async def test_a_stream_reads_no_more_than_it_may_have_open():
 async def test_a_stream_that_its_caller_gives_up_leaves_nothing():
     async with serving() as parts:
         parts.predictor.may_go_on.clear()
-        stream = parts.stub.ModelStreamInfer(timeout=20)
+        stream = parts.stub.ModelStreamInfer(timeout=30)
         for number in range(5):
             await stream.write(asking(str(number)))
         await until(lambda: parts.predictor.open == 5)
@@ -211,7 +211,7 @@ async def test_a_stream_that_its_caller_gives_up_leaves_nothing():
 async def test_draining_answers_what_a_stream_has_sent_and_then_ends_it():
     async with serving() as parts:
         parts.predictor.may_go_on.clear()
-        stream, idle = parts.stub.ModelStreamInfer(timeout=20), parts.stub.ModelStreamInfer(timeout=20)
+        stream, idle = parts.stub.ModelStreamInfer(timeout=30), parts.stub.ModelStreamInfer(timeout=30)
         await idle.write(asking("idle"))
         for number in range(3):
             await stream.write(asking(str(number)))
@@ -243,10 +243,10 @@ async def test_while_draining_the_server_lives_and_is_not_ready():
             ("2", "UNAVAILABLE", "its patch cannot be read"),
         ]
         # Until the notice is over, calls are answered.
-        await parts.stub.ModelInfer(asking("one"), timeout=5)
+        await parts.stub.ModelInfer(asking("one"), timeout=30)
         parts.predictor.draining.set()
         with pytest.raises(grpc.aio.AioRpcError) as failure:
-            await parts.stub.ModelInfer(asking("one"), timeout=5)
+            await parts.stub.ModelInfer(asking("one"), timeout=30)
         assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
@@ -256,8 +256,8 @@ async def test_the_sooner_of_deadline_and_timeout_reaches_the_predictor():
         assert parts.predictor.seconds_left is None
         await parts.stub.ModelInfer(asking("one", timeout=3_000_000))
         assert parts.predictor.seconds_left == 3.0
-        await parts.stub.ModelInfer(asking("one", timeout=3_000_000), timeout=1)
-        assert parts.predictor.seconds_left < 1.1
+        await parts.stub.ModelInfer(asking("one", timeout=3_000_000), timeout=2)
+        assert parts.predictor.seconds_left < 2.1
         await parts.stub.ModelInfer(asking("one", timeout=3_000_000), timeout=9)
         assert parts.predictor.seconds_left == 3.0
 
@@ -281,7 +281,7 @@ async def test_who_reads_no_answers_holds_no_version(monkeypatch):
         await until(lambda: parts.predictor.asked == 40)
         parts.snapshots.add(bare_snapshot(2))
         parts.snapshots.activate(2)
-        await asyncio.wait_for(parts.snapshots.drained(), 10)
+        await asyncio.wait_for(parts.snapshots.drained(), 30)
         assert parts.snapshots._routed == {}
         await until(lambda: counted(parts, "ModelStreamInfer", "RESOURCE_EXHAUSTED") == 1)
         stream.cancel()
