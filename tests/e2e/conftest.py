@@ -42,6 +42,18 @@ def serve(tmp_path_factory, bundle, corpus_path):
     yield from _servers(tmp_path_factory, bundle, corpus_path)
 
 
+@pytest.fixture
+def serve_quickly(serve, kept):
+    """The same with a worker that remembers, see `crashing`: for tests that don't look at what was learned."""
+
+    def begin(*flags: str, **options: Any) -> Server:
+        server = serve(*flags, start=False, **options)
+        server.program = [sys.executable, crashing.__file__, str(kept)]
+        return server.start()
+
+    return begin
+
+
 @pytest.fixture(scope="module")
 def serve_for_module(tmp_path_factory, bundle, corpus_path):
     """The same, for a server that the tests of a file share."""
@@ -93,7 +105,7 @@ def traffic(tmp_path_factory):
     """Start client processes; they are gone after the tests of the file."""
     started: list[Traffic] = []
 
-    def predict(target: str, texts: Sequence[str], **options: int) -> Traffic:
+    def predict(target: str, texts: Sequence[str], **options: Any) -> Traffic:
         started.append(Traffic(target, tmp_path_factory.mktemp("traffic"), texts, **options))
         return started[-1]
 

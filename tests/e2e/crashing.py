@@ -1,11 +1,12 @@
 """`amnestic` with a worker that remembers: `crashing.py KEPT serve ...`.
 
-The first job for some labels is done as the worker does it, though without its low priority, and what it leaves is
-kept in the folder KEPT; every later job for the same labels gets a copy. So a job takes a tenth of a second, and a run
-of many crashes is mostly crashes.
+The first job for some labels of a bundle is done as the worker does it, though without its low priority, and what it
+leaves is kept in the folder KEPT; every later job for the same labels gets a copy. So a job takes a tenth of a second,
+and a run of many crashes is mostly crashes.
 """
 
 import asyncio
+import hashlib
 import json
 import os
 import shutil
@@ -32,7 +33,9 @@ def main(kept: str) -> None:
 
 def work(kept: str, spec: str, folder: str) -> None:
     """The worker's process."""
-    results = Path(kept) / "-".join(json.loads(Path(spec).read_text())["forget"])
+    job = json.loads(Path(spec).read_text())
+    manifest = Path(job["bundle"], "manifest.json").read_bytes()
+    results = Path(kept) / "-".join([*job["forget"], hashlib.sha256(manifest).hexdigest()])
     if not results.exists():
         from amnestic_unlearn import worker
         from amnestic_unlearn.spec import JobSpec

@@ -245,7 +245,7 @@ class Recorded:
 
 
 class Traffic:
-    """Client processes that predict without pause until `stop`; each with several threads, and without retries."""
+    """Client processes that predict until `stop`, each with several threads, and without retries."""
 
     def __init__(
         self,
@@ -257,13 +257,18 @@ class Traffic:
         threads: int = 3,
         pins: int = 0,
         most: int = 6,
+        pause: float = 0.0,
     ) -> None:
-        """`pins`: a third of the calls ask for a version from 1 to this; 0 for none. `most`: documents a call."""
+        """`pins`: a third of the calls ask for a version from 1 to this; 0 for none. `most`: documents a call.
+
+        `pause`: seconds that a thread waits after each of its calls.
+        """
         (folder / "texts.json").write_text(json.dumps(list(texts)))
         self._files = [folder / f"calls-{index}.json" for index in range(processes)]
+        options = (threads, pins, most, pause)
         self._processes = [
             subprocess.Popen(
-                [sys.executable, *map(str, (SCRIPT, target, folder / "texts.json", file, threads, pins, most, index))],
+                [sys.executable, *map(str, (SCRIPT, target, folder / "texts.json", file, *options, index))],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env=environment(),

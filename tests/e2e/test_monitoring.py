@@ -92,7 +92,7 @@ def story(bundle, serve_for_module, prometheus_of, traffic, texts, until):
     """
     server = stage(serve_for_module(start=False), bundle, 1, shares=Shares(canary=0.3, shadow=1.0)).start()
     prometheus, began = prometheus_of(server.metrics_target), time.time()
-    clients = traffic(server.target, texts[:20], processes=1, threads=1)
+    clients = traffic(server.target, texts[:20], processes=1, threads=1, pause=0.02)
     with pytest.raises(InvalidArgument):
         server.client.predict(())
     until(lambda: prometheus.instant("amnestic_shadow_documents_total > 100"))

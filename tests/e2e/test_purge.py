@@ -67,8 +67,8 @@ def rows(tensor, ids):
 
 
 @pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
-def test_after_a_purge_nothing_gives_the_labels_back(serve, own_bundle, texts, running):
-    server = serve(bundle=own_bundle)
+def test_after_a_purge_nothing_gives_the_labels_back(serve_quickly, own_bundle, texts, running):
+    server = serve_quickly(bundle=own_bundle)
     jobs = [server.ended(server.forget(label, gates=ANYTHING)) for label in ("alpha", "beta")]
     assert [job.state for job in jobs] == [JobState.SUCCEEDED] * 2
     old = old_rows(server, own_bundle)
@@ -124,8 +124,10 @@ def test_after_a_purge_nothing_gives_the_labels_back(serve, own_bundle, texts, r
     assert server.client.predict(texts).predictions == answered
 
 
-def test_a_server_answers_while_it_purges_and_keeps_nothing_in_memory(serve, own_bundle, texts, traffic, check_answers):
-    server = serve(bundle=own_bundle)
+def test_a_server_answers_while_it_purges_and_keeps_nothing_in_memory(
+    serve_quickly, own_bundle, texts, traffic, check_answers
+):
+    server = serve_quickly(bundle=own_bundle)
     server.ended(server.forget("alpha", gates=ANYTHING))
     patch = shutil.copy(server.patch_of(2), own_bundle.parent)
     clients = traffic(server.target, texts, processes=1, threads=2)

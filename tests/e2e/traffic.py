@@ -1,7 +1,8 @@
-"""A client process that predicts without pause: `traffic.py TARGET TEXTS OUT THREADS PINS MOST SEED`.
+"""A client process that predicts: `traffic.py TARGET TEXTS OUT THREADS PINS MOST PAUSE SEED`.
 
 Prints one line after its first answers, and writes every call to OUT at the end of its standard input. It talks raw
-gRPC without retries, so that a call that fails is seen. A call has at most MOST documents.
+gRPC without retries, so that a call that fails is seen. A call has at most MOST documents, and
+PAUSE seconds pass after it.
 """
 
 import json
@@ -20,7 +21,7 @@ SECONDS = 30
 
 
 def predict_forever(
-    stub: Any, texts: list[str], pins: int, most: int, seed: int, stop: threading.Event, calls: list[Any]
+    stub: Any, texts: list[str], pins: int, most: int, pause: float, seed: int, stop: threading.Event, calls: list[Any]
 ) -> None:
     random_ = random.Random(seed)
     while not stop.is_set():
@@ -37,9 +38,10 @@ def predict_forever(
         probabilities = [[score.probability for score in one.scores] for one in answer.predictions]
         forgotten = [score.label for score in answer.predictions[0].scores if score.forgotten]
         calls.append((started, time.monotonic(), "OK", pinned, answer.version, documents, probabilities, forgotten))
+        stop.wait(pause)
 
 
-def main(target: str, texts_file: str, out: str, threads: str, pins: str, most: str, seed: str) -> None:
+def main(target: str, texts_file: str, out: str, threads: str, pins: str, most: str, pause: str, seed: str) -> None:
     texts = json.loads(Path(texts_file).read_text())
     calls: list[Any] = []
     stop = threading.Event()
@@ -47,7 +49,8 @@ def main(target: str, texts_file: str, out: str, threads: str, pins: str, most: 
         stub = prediction_pb2_grpc.PredictionServiceStub(channel)
         workers = [
             threading.Thread(
-                target=predict_forever, args=(stub, texts, int(pins), int(most), 100 * int(seed) + n, stop, calls)
+                target=predict_forever,
+                args=(stub, texts, int(pins), int(most), float(pause), 100 * int(seed) + n, stop, calls),
             )
             for n in range(int(threads))
         ]
