@@ -201,7 +201,7 @@ async def test_the_deadline_of_the_caller_reaches_the_predictor():
     async with serving() as parts:
         await parts.prediction.Predict(prediction_pb2.PredictRequest(documents=["a"]), timeout=30)
         # gRPC carries a timeout in coarse units, rounded up.
-        assert 4 < parts.predictor.seconds_left < 5.1
+        assert 15 < parts.predictor.seconds_left < 30.5
         await parts.prediction.Predict(prediction_pb2.PredictRequest(documents=["a"]))
         assert parts.predictor.seconds_left is None
 
@@ -279,7 +279,7 @@ async def test_an_unknown_preset_is_refused_without_repeating_it():
         with pytest.raises(grpc.aio.AioRpcError) as failure:
             await parts.unlearning.Unlearn(unlearning_pb2.UnlearnRequest(labels=["a"], method=method), timeout=30)
         assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-        assert failure.value.details() == "preset must be one of paper, amnestic"
+        assert failure.value.details() == "preset must be one of paper, amnestic, thorough"
         assert parts.jobs.asked == []
 
 

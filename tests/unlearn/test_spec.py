@@ -76,7 +76,7 @@ def test_a_preset_is_the_start_and_what_is_given_replaces_it():
         assert method_of(name, {}) == method
     assert method_of("amnestic", {"k": 3}) == dataclasses.replace(PRESETS["amnestic"], k=3)
     assert method_of(DEFAULT_PRESET, {}) != Method()
-    with pytest.raises(ValueError, match=r"^preset must be one of paper, amnestic$"):
+    with pytest.raises(ValueError, match=r"^preset must be one of paper, amnestic, thorough$"):
         method_of("Amnestic", {})
 
 

@@ -31,15 +31,18 @@ from amnestic_unlearn.alignment import Bank
 from amnestic_unlearn.errors import LossNotFiniteError, NoRetainDocumentsError
 from amnestic_unlearn.forgetting import Report, TrainingData
 from amnestic_unlearn.manifest import ProblemType
+from amnestic_unlearn.refit import refit
 from amnestic_unlearn.selection import Selection, select
 from amnestic_unlearn.spec import Method, Progress
 from amnestic_unlearn.twin import Answers, Twin, Weights
-from amnestic_unlearn.windows import token_counts
+from amnestic_unlearn.windows import Pooling, token_counts
 
 # Batches among which documents are sorted by length: enough to save most padding, few enough to stay random.
 BUCKET_BATCHES = 16
 # The logit of a label whose row in the head is erased: below every threshold that a label could be given.
 ERASED_BIAS = -20.0
+# Last steps whose documents the head is fitted to in the end: a quarter of them with a label to forget.
+REFIT_FORGET, REFIT_RETAIN = 8, 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +120,11 @@ def edit(
     if method.erase_head:
         erase_head(weights, data.targets)
     # 3. Train.
-    return weights, train(twin, data, method, weights, epochs, base, report)
+    losses = train(twin, data, method, weights, epochs, base, report)
+    # 4. What the rows cost the other labels, the head makes good.
+    if method.refit_head:
+        refit_head(twin, data, weights, epochs, base)
+    return weights, losses
 
 
 def train(
@@ -160,6 +167,21 @@ def train(
     for tensor in trained:
         tensor.requires_grad_(False)
     return tuple(history)
+
+
+def refit_head(
+    twin: Twin, data: TrainingData, weights: Weights, epochs: Sequence[Sequence[Step]], base: Answers
+) -> None:
+    """Fit the other labels' rows of the head in place, by documents of the last steps."""
+    steps = [step for epoch in epochs for step in epoch]
+    drawn = [step.forget for step in steps[-REFIT_FORGET:]] + [step.retain for step in steps[-REFIT_RETAIN:]]
+    positions = np.unique(np.concatenate(drawn))
+    if twin.manifest.pooling is Pooling.MAX:
+        # The largest of several windows' logits is not linear in their features.
+        positions = positions[[len(data.documents[position]) == 1 for position in positions]]
+    if len(positions):
+        features = twin.ask(data.batch(positions), weights).features
+        refit(weights, twin.base(weights.row_ids), features, base.logits[positions], data.others)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -165,6 +165,7 @@ class Method:
     lr_decay: bool | None = None
     max_steps: int | None = None
     max_tokens: int | None = None
+    refit_head: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -157,6 +157,7 @@ export interface Method {
   readonly lrDecay?: boolean | undefined;
   readonly maxSteps?: number | undefined;
   readonly maxTokens?: number | undefined;
+  readonly refitHead?: boolean | undefined;
 }
 
 /**

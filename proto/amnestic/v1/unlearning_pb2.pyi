@@ -154,8 +154,11 @@ class Method(_message.Message):
     LR_DECAY_FIELD_NUMBER: _builtins.int
     MAX_STEPS_FIELD_NUMBER: _builtins.int
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    REFIT_HEAD_FIELD_NUMBER: _builtins.int
     preset: _builtins.str
-    """Settings by name: `amnestic`, the default, or `paper`, those of the paper."""
+    """Settings by name: `amnestic`, the default; `thorough`, which takes twice as
+    long and leaves less to be recovered; or `paper`, those of the paper.
+    """
     k: _builtins.int
     """Token-embedding rows to edit for each label."""
     epochs: _builtins.int
@@ -186,6 +189,10 @@ class Method(_message.Message):
     """Most training steps for each label to forget; 0: as many as epochs give."""
     max_tokens: _builtins.int
     """Tokens trained on of each window of a document, from its start; 0: all."""
+    refit_head: _builtins.bool
+    """At the end, fit the other labels' rows of the head to what the model
+    answered before; the paper does not.
+    """
     def __init__(
         self,
         *,
@@ -204,10 +211,11 @@ class Method(_message.Message):
         lr_decay: _builtins.bool | None = ...,
         max_steps: _builtins.int | None = ...,
         max_tokens: _builtins.int | None = ...,
+        refit_head: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_align_weight", b"_align_weight", "_batch_size", b"_batch_size", "_distil_weight", b"_distil_weight", "_embedding_lr", b"_embedding_lr", "_epochs", b"_epochs", "_erase_head", b"_erase_head", "_forget_weight", b"_forget_weight", "_head_lr", b"_head_lr", "_k", b"_k", "_lr_decay", b"_lr_decay", "_max_steps", b"_max_steps", "_max_tokens", b"_max_tokens", "_preset", b"_preset", "_seed", b"_seed", "_utility_weight", b"_utility_weight", "align_weight", b"align_weight", "batch_size", b"batch_size", "distil_weight", b"distil_weight", "embedding_lr", b"embedding_lr", "epochs", b"epochs", "erase_head", b"erase_head", "forget_weight", b"forget_weight", "head_lr", b"head_lr", "k", b"k", "lr_decay", b"lr_decay", "max_steps", b"max_steps", "max_tokens", b"max_tokens", "preset", b"preset", "seed", b"seed", "utility_weight", b"utility_weight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_align_weight", b"_align_weight", "_batch_size", b"_batch_size", "_distil_weight", b"_distil_weight", "_embedding_lr", b"_embedding_lr", "_epochs", b"_epochs", "_erase_head", b"_erase_head", "_forget_weight", b"_forget_weight", "_head_lr", b"_head_lr", "_k", b"_k", "_lr_decay", b"_lr_decay", "_max_steps", b"_max_steps", "_max_tokens", b"_max_tokens", "_preset", b"_preset", "_refit_head", b"_refit_head", "_seed", b"_seed", "_utility_weight", b"_utility_weight", "align_weight", b"align_weight", "batch_size", b"batch_size", "distil_weight", b"distil_weight", "embedding_lr", b"embedding_lr", "epochs", b"epochs", "erase_head", b"erase_head", "forget_weight", b"forget_weight", "head_lr", b"head_lr", "k", b"k", "lr_decay", b"lr_decay", "max_steps", b"max_steps", "max_tokens", b"max_tokens", "preset", b"preset", "refit_head", b"refit_head", "seed", b"seed", "utility_weight", b"utility_weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_align_weight", b"_align_weight", "_batch_size", b"_batch_size", "_distil_weight", b"_distil_weight", "_embedding_lr", b"_embedding_lr", "_epochs", b"_epochs", "_erase_head", b"_erase_head", "_forget_weight", b"_forget_weight", "_head_lr", b"_head_lr", "_k", b"_k", "_lr_decay", b"_lr_decay", "_max_steps", b"_max_steps", "_max_tokens", b"_max_tokens", "_preset", b"_preset", "_seed", b"_seed", "_utility_weight", b"_utility_weight", "align_weight", b"align_weight", "batch_size", b"batch_size", "distil_weight", b"distil_weight", "embedding_lr", b"embedding_lr", "epochs", b"epochs", "erase_head", b"erase_head", "forget_weight", b"forget_weight", "head_lr", b"head_lr", "k", b"k", "lr_decay", b"lr_decay", "max_steps", b"max_steps", "max_tokens", b"max_tokens", "preset", b"preset", "seed", b"seed", "utility_weight", b"utility_weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_align_weight", b"_align_weight", "_batch_size", b"_batch_size", "_distil_weight", b"_distil_weight", "_embedding_lr", b"_embedding_lr", "_epochs", b"_epochs", "_erase_head", b"_erase_head", "_forget_weight", b"_forget_weight", "_head_lr", b"_head_lr", "_k", b"_k", "_lr_decay", b"_lr_decay", "_max_steps", b"_max_steps", "_max_tokens", b"_max_tokens", "_preset", b"_preset", "_refit_head", b"_refit_head", "_seed", b"_seed", "_utility_weight", b"_utility_weight", "align_weight", b"align_weight", "batch_size", b"batch_size", "distil_weight", b"distil_weight", "embedding_lr", b"embedding_lr", "epochs", b"epochs", "erase_head", b"erase_head", "forget_weight", b"forget_weight", "head_lr", b"head_lr", "k", b"k", "lr_decay", b"lr_decay", "max_steps", b"max_steps", "max_tokens", b"max_tokens", "preset", b"preset", "refit_head", b"refit_head", "seed", b"seed", "utility_weight", b"utility_weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__align_weight: _TypeAlias = _typing.Literal["align_weight"]  # noqa: Y015
     _WhichOneofArgType__align_weight: _TypeAlias = _typing.Literal["_align_weight", b"_align_weight"]  # noqa: Y015
@@ -235,6 +243,8 @@ class Method(_message.Message):
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
     _WhichOneofReturnType__preset: _TypeAlias = _typing.Literal["preset"]  # noqa: Y015
     _WhichOneofArgType__preset: _TypeAlias = _typing.Literal["_preset", b"_preset"]  # noqa: Y015
+    _WhichOneofReturnType__refit_head: _TypeAlias = _typing.Literal["refit_head"]  # noqa: Y015
+    _WhichOneofArgType__refit_head: _TypeAlias = _typing.Literal["_refit_head", b"_refit_head"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
     _WhichOneofReturnType__utility_weight: _TypeAlias = _typing.Literal["utility_weight"]  # noqa: Y015
@@ -265,6 +275,8 @@ class Method(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__preset) -> _WhichOneofReturnType__preset | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__refit_head) -> _WhichOneofReturnType__refit_head | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
     @_typing.overload

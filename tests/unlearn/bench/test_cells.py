@@ -15,7 +15,7 @@ from amnestic_unlearn.bench import matrix
 from amnestic_unlearn.bench.cells import Plan, Source
 from amnestic_unlearn.bench.methods import METHOD_NAMES, METHODS, Steu, digest, for_encoder
 from amnestic_unlearn.checkpoint import save
-from amnestic_unlearn.spec import Method
+from amnestic_unlearn.spec import PRESETS, Method
 from amnestic_unlearn.train_settings import CHECKPOINT_RATE, SCRATCH_RATE, TrainError
 from amnestic_unlearn.windows import Reading
 
@@ -81,6 +81,12 @@ def test_settings_are_told_apart_and_equal_ones_are_not():
     assert len({digest(each) for each in settings}) == len(settings)
     assert digest(Steu(Method()), TINY.training) == digest(Steu(Method(k=256)), dataclasses.replace(TINY.training))
     assert digest(Steu(Method())) != digest(Steu(Method()), 1)
+
+
+def test_rows_from_before_a_setting_came_are_those_of_its_default():
+    method = PRESETS["amnestic"]
+    assert digest(METHODS["amnestic"]) == "eaa0914fcb6f", "the rows that docs/benchmarks holds would be measured anew"
+    assert digest(Steu(dataclasses.replace(method, refit_head=True))) != digest(Steu(method))
 
 
 def test_settings_that_a_function_makes_itself_count(monkeypatch):

@@ -40,6 +40,8 @@ class Steu:
         return Outcome(twin, written, written.rows.numel() + int(head))
 
 
+# Settings that the first rows were measured without.
+LATER = frozenset({"refit_head"})
 METHODS: dict[str, Forget] = {
     ORIGINAL: unchanged,
     **{name: Steu(method) for name, method in PRESETS.items()},
@@ -89,7 +91,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, functools.partial):
         return ["partial", _plain(value.func), _plain(value.args), _plain(value.keywords)]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        fields = {
+            field.name: _plain(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            # What came later counts where it is used: rows that were measured before it stay.
+            if field.name not in LATER or getattr(value, field.name) != field.default
+        }
         return [type(value).__qualname__, fields]
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
