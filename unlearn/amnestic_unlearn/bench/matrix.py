@@ -70,7 +70,7 @@ ENCODERS = {
 }
 # A few minutes for all: fewer passes, and only the ways of forgetting that tell the story.
 QUICK = BenchEncoder("quick", TrainSettings(epochs=4, max_tokens=256, threads=1, device="cpu"))
-QUICK_METHODS = ("original", "retrained", "bias-edit", "head-only", "paper", "amnestic", "leace")
+QUICK_METHODS = ("original", "retrained", "bias-edit", "head-only", "paper", "amnestic", "thorough", "leace")
 
 
 def pretrained(name: str, fetch: bool = True) -> BenchEncoder:
