@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from amnestic_unlearn import corpus, steu, twin
+from amnestic_unlearn import steu
 from amnestic_unlearn.alignment import SHRINKAGE, Bank
-from amnestic_unlearn.forgetting import TrainingData
-from amnestic_unlearn.manifest import Manifest
 from amnestic_unlearn.spec import PRESETS
 
 PRESET = dataclasses.replace(PRESETS["amnestic"], k=24, embedding_lr=3e-2, max_steps=60, epochs=60)
@@ -114,18 +112,6 @@ def test_a_batch_or_a_bank_of_one_class_pulls_nowhere():
     loss, separation = bank.loss(batch, np.arange(20))
     assert loss.item() == 0
     assert separation > 0
-
-
-@pytest.fixture(scope="module")
-def model(bundle):
-    return twin.load(bundle, Manifest.read(bundle))
-
-
-@pytest.fixture(scope="module")
-def data(model, corpus_path):
-    documents = corpus.read(corpus_path, splits=("train",))
-    truth = corpus.truth(documents, model.manifest.labels)
-    return TrainingData(model.tokenize([document.text for document in documents]), truth, targets=(1,))
 
 
 def test_the_preset_erases_the_heads_row_and_takes_the_label_from_the_features(model, data):

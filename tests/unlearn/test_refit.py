@@ -3,12 +3,9 @@
 import dataclasses
 
 import numpy as np
-import pytest
 import torch
 
-from amnestic_unlearn import corpus, steu, twin
-from amnestic_unlearn.forgetting import TrainingData
-from amnestic_unlearn.manifest import Manifest
+from amnestic_unlearn import steu
 from amnestic_unlearn.refit import RIDGE, refit
 from amnestic_unlearn.spec import PRESETS
 from amnestic_unlearn.twin import Weights, head
@@ -57,18 +54,6 @@ def test_features_that_did_not_change_leave_the_head_as_it_was():
     refit(trained, base, features, head(features, base), range(4))
     torch.testing.assert_close(trained.head_weight, base.head_weight)
     torch.testing.assert_close(trained.head_bias, base.head_bias)
-
-
-@pytest.fixture(scope="module")
-def model(bundle):
-    return twin.load(bundle, Manifest.read(bundle))
-
-
-@pytest.fixture(scope="module")
-def data(model, corpus_path):
-    documents = corpus.read(corpus_path, splits=("train",))
-    truth = corpus.truth(documents, model.manifest.labels)
-    return TrainingData(model.tokenize([document.text for document in documents]), truth, targets=(1,))
 
 
 def test_the_labels_that_are_kept_are_answered_more_as_before(model, data):

@@ -11,7 +11,8 @@ learning rate for the rows and one for the head.
 The paper pushes the forgotten labels' logits down. That leaves the head to do most of the work, and the features
 still tell the label. The additions, each a setting of `Method`: the head's rows for these labels are zeroed at once,
 so that nothing is left for the head to do; the embedding rows are trained so that a linear probe finds nothing
-either (`alignment`); the other labels are held on the forget documents too.
+either (`alignment`); the other labels are held on the forget documents too; in the end the other labels' rows of the
+head are fitted to the features that came of it (`refit`).
 """
 
 import dataclasses
